@@ -1,0 +1,345 @@
+"""Denoising score matching, with exponential moving average, checkpoints and resume.
+
+The loss is the expectation over noise levels sigma_t and noise n of
+
+    | W(sigma_t) (f(t, x + sigma_t n) + n) |² / d
+
+with W = 1 for score_models' networks (its own loss) and the network's `weigh_residual` where it
+has one. A checkpoint holds weights, averages, optimiser moments and the random generator, all as
+safetensors and JSON, so a training that is killed and run again ends bit for bit where an
+uninterrupted one does on the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sfhzoo.errors import DataError, SamplingError
+from sfhzoo.histories import HistoryScaling
+from sfhzoo.priors.network import build_network, build_score_model
+from sfhzoo.priors.schedule import NoiseSchedule
+from sfhzoo.simulations import trainingset
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The `[training]` table of a recipe."""
+
+    training_set: str
+    steps: int = 40_000
+    batch: int = 512
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    warmup: int = 500
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9995
+    seed: int = 0
+    parametrisation: str = "log"
+    checkpoint_every: int = 1000
+    architecture: str = "spectral-mlp"
+    network: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_recipe(cls, recipe: dict[str, Any], where: str) -> TrainingOptions:
+        """Checked against the known keys; DataError names the wrong one."""
+        table = recipe.get("training", {})
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(table) - known):
+            raise DataError(f"{where}: [training] has unknown {unknown}; known are {sorted(known)}")
+        if "training_set" not in table:
+            raise DataError(f"{where}: [training] needs training_set, the path of a Zarr set")
+        return cls(**table)
+
+
+def calc_principal_components(x: Tensor, floor: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Eigenvectors (columns) and eigenvalues [d] of the second moment of x [galaxy, d]."""
+    flat = x.flatten(1).double()
+    eigenvalues, basis = torch.linalg.eigh(flat.T @ flat / len(flat))
+    return basis.flip(1).float(), eigenvalues.flip(0).clamp(min=floor).float()
+
+
+def learning_rate_at(step: int, options: TrainingOptions) -> float:
+    """Linear warm-up, then half a cosine to the final rate."""
+    if step < options.warmup:
+        return options.learning_rate * (step + 1) / options.warmup
+    part = (step - options.warmup) / max(1, options.steps - options.warmup)
+    fall = 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+    span = options.learning_rate - options.final_learning_rate
+    return options.final_learning_rate + span * fall
+
+
+class Ema:
+    """Exponential moving average of parameters, with a warm-up so that early steps are forgotten."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {k: v.detach().clone() for k, v in network.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        params = dict(network.named_parameters())
+        torch._foreach_lerp_(
+            list(self.shadow.values()), [params[k].detach() for k in self.shadow], 1 - decay
+        )
+
+    def state(self, network: nn.Module) -> dict[str, Tensor]:
+        """The network's state dict with averaged parameters."""
+        return {**network.state_dict(), **self.shadow}
+
+
+@dataclass
+class TrainingState:
+    """Everything a step needs and changes; saved and restored as one."""
+
+    network: nn.Module
+    optimizer: torch.optim.Adam
+    ema: Ema
+    generator: torch.Generator
+    step: int = 0
+    cpu_seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+    def save(self, directory: Path, identity: dict[str, Any]) -> None:
+        """Write beside, then rename: a kill leaves the previous checkpoint."""
+        tensors = {f"net.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
+        names = [k for k, _ in self.network.named_parameters()]
+        moments = self.optimizer.state_dict()["state"]
+        for i, state in moments.items():
+            for key, value in state.items():
+                tensors[f"opt.{key}.{names[i]}"] = torch.as_tensor(value)
+        tensors["generator"] = self.generator.get_state()
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        meta = {"step": self.step, "cpu_seconds": self.cpu_seconds, **identity}
+        partial = directory / f"checkpoint.safetensors.partial-{os.getpid()}"
+        tensors = {k: v.contiguous() for k, v in tensors.items()}
+        save_file(tensors, partial, metadata={"state": json.dumps(meta)})
+        partial.replace(directory / "checkpoint.safetensors")
+
+    def restore(self, path: Path, identity: dict[str, Any]) -> None:
+        """Continue from a checkpoint; DataError when it belongs to another recipe."""
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as f:
+            meta = json.loads(f.metadata()["state"])
+        stale = [k for k in identity if meta.get(k) != identity[k]]
+        if stale:
+            raise DataError(
+                f"{path} was written with another {', '.join(stale)}; "
+                "train into a new directory or pass --restart"
+            )
+        tensors = load_file(path)
+        part = lambda p: {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}  # noqa: E731
+        self.network.load_state_dict(part("net."))
+        self.ema.shadow = part("ema.")
+        state: dict[int, dict[str, Tensor]] = {}
+        for i, (name, _) in enumerate(self.network.named_parameters()):
+            found = {key: tensors.get(f"opt.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            state[i] = {k: v for k, v in found.items() if v is not None}
+        packed = self.optimizer.state_dict()
+        packed["state"] = {i: s for i, s in state.items() if s}
+        self.optimizer.load_state_dict(packed)
+        self.generator.set_state(tensors["generator"])
+        self.losses = tensors["losses"].tolist()
+        self.step, self.cpu_seconds = meta["step"], meta["cpu_seconds"]
+
+
+Loss = Callable[[TrainingState], Tensor]
+
+
+def denoising_loss(score_model: Any, schedule: NoiseSchedule, x: Tensor, options: TrainingOptions) -> Loss:
+    """The loss of one random batch of x [galaxy, 2, bin]."""
+
+    def loss(state: TrainingState) -> Tensor:
+        g = state.generator
+        x0 = x[torch.randint(len(x), (options.batch,), generator=g)]
+        sigma_t = schedule.draw(options.batch, g)
+        noise = torch.randn(x0.shape, generator=g)
+        x_t = x0 + sigma_t.view(-1, 1, 1) * noise
+        residual = score_model.model(schedule.time_of(sigma_t), x_t) + noise
+        if hasattr(state.network, "weigh_residual"):
+            residual = state.network.weigh_residual(residual, sigma_t)
+        return residual.square().mean()
+
+    return loss
+
+
+def run_steps(
+    state: TrainingState,
+    loss_of: Loss,
+    options: TrainingOptions,
+    save: Callable[[], None],
+    progress: bool = False,
+) -> None:
+    """Train until `options.steps`; SamplingError when the loss is no longer finite."""
+    from tqdm import tqdm
+
+    parameters = list(state.network.parameters())
+    bar = tqdm(total=options.steps, initial=state.step, unit="step", disable=not progress)
+    clock, recent = time.process_time(), []
+    while state.step < options.steps:
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate_at(state.step, options)
+        loss = loss_of(state)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, options.clip_norm)
+        state.optimizer.step()
+        state.ema.update(state.network, state.step)
+        state.step += 1
+        recent.append(loss.item())
+        bar.update()
+        if state.step % 100 == 0 or state.step == options.steps:
+            state.losses.append(float(np.mean(recent)))
+            recent = []
+            bar.set_postfix(loss=f"{state.losses[-1]:.4f}")
+            if not math.isfinite(state.losses[-1]):
+                raise SamplingError(f"training diverged at step {state.step}: the loss is not finite")
+        if state.step % options.checkpoint_every == 0 or state.step == options.steps:
+            state.cpu_seconds += time.process_time() - clock
+            clock = time.process_time()
+            save()
+    bar.close()
+
+
+def make_state(network: nn.Module, options: TrainingOptions) -> TrainingState:
+    """A fresh state: Adam, EMA and a generator seeded from the recipe."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    generator = torch.Generator().manual_seed(options.seed)
+    return TrainingState(network, optimizer, Ema(network, options.ema_decay), generator)
+
+
+def load_training_x(
+    options: TrainingOptions, base: Path
+) -> tuple[Tensor, HistoryScaling, trainingset.TrainingSet]:
+    """Standardised training histories [galaxy, 2, bin], their scaling and the set they are from."""
+    path = Path(options.training_set)
+    data = trainingset.load(path if path.is_absolute() or path.exists() else base / path)
+    sfr, logzsol = data.histories("train")
+    scaling = HistoryScaling.fit(sfr, logzsol, options.parametrisation)  # type: ignore[arg-type]
+    return torch.from_numpy(scaling.to_x(sfr, logzsol)).float(), scaling, data
+
+
+def train(
+    recipe_path: str | Path,
+    out_dir: str | Path,
+    resume: bool = True,
+    device: str = "auto",
+    progress: bool = False,
+    steps: int | None = None,
+) -> Path:
+    """Train the prior of a recipe and write it as an artifact directory; returns `out_dir`.
+
+    `resume` continues from `out_dir`'s checkpoint. `steps` overrides the recipe's number, for
+    trials. Raises DataError for a wrong recipe, ArtifactError for a wrong training set.
+    """
+    from sfhzoo.priors.prior import Prior
+    from sfhzoo.zoo.artifacts import save_prior
+
+    recipe, out = trainingset.read_recipe(recipe_path), Path(out_dir)
+    options = TrainingOptions.from_recipe(recipe, str(recipe_path))
+    if steps is not None:
+        options = TrainingOptions(**{**asdict(options), "steps": steps})
+    x, scaling, data = load_training_x(options, Path(recipe_path).parent)
+    schedule = NoiseSchedule(**options.schedule)
+    network, x = _fresh_network(options, schedule, x)
+    score_model = build_score_model(network, schedule)
+    state = make_state(network, options)
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.safetensors"
+    identity = {"recipe": _identity(options), "training_set": data.sha256}
+    if resume and checkpoint.exists():
+        state.restore(checkpoint, identity)
+
+    def save() -> None:
+        state.save(out, identity)
+
+    run_steps(state, denoising_loss(score_model, schedule, x, options), options, save, progress)
+    network.load_state_dict(state.ema.state(network))
+    metadata = {
+        "steps": state.step,
+        "batch": options.batch,
+        "cpu_seconds": round(state.cpu_seconds, 1),
+        "threads": torch.get_num_threads(),
+        "final_loss": state.losses[-1],
+        "recipe": asdict(options),
+    }
+    config = _config(recipe, options, schedule, scaling, data, metadata)
+    save_prior(Prior(network.eval(), config), out)
+    plot_loss(state.losses, out / "training.png")
+    return out
+
+
+def _fresh_network(
+    options: TrainingOptions, schedule: NoiseSchedule, x: Tensor
+) -> tuple[nn.Module, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        network = build_network(options.architecture, options.network, schedule)
+    if options.architecture == "spectral-mlp":
+        basis, eigenvalues = calc_principal_components(x)
+        network.basis.copy_(basis)
+        network.eigenvalues.copy_(eigenvalues)
+    return network, x
+
+
+def _identity(options: TrainingOptions) -> str:
+    kept = {k: v for k, v in asdict(options).items() if k not in ("training_set", "checkpoint_every")}
+    return json.dumps(kept, sort_keys=True)
+
+
+def _config(
+    recipe: dict[str, Any],
+    options: TrainingOptions,
+    schedule: NoiseSchedule,
+    scaling: HistoryScaling,
+    data: trainingset.TrainingSet,
+    metadata: dict[str, Any],
+) -> dict[str, Any]:
+    return {
+        "name": recipe["name"],
+        "kind": "prior",
+        "architecture": options.architecture,
+        "hyperparameters": options.network,
+        "sde": schedule.to_dict(),
+        "scaling": scaling.to_dict(),
+        "cosmology": data.attributes["cosmology"],
+        "n_bins": data.bins.n,
+        "simulation": json.loads(data.attributes["recipe"]),
+        "training_set": {
+            "sha256": data.sha256,
+            "n_train": len(data.sfr) - data.n_test,
+            "n_test": data.n_test,
+        },
+        "training": metadata,
+    }
+
+
+def plot_loss(losses: list[float], path: Path, every: int = 100) -> None:
+    """The training curve: mean loss of each `every` steps, and its running median."""
+    from matplotlib.figure import Figure
+    from scipy.ndimage import median_filter
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    step = every * (1 + np.arange(len(losses)))
+    axes.plot(step, losses, color="0.75", lw=0.8, label=f"mean of {every} steps")
+    axes.plot(step, median_filter(losses, 21, mode="nearest"), color="C0", label="running median")
+    lo, hi = np.percentile(losses, [0, 98])
+    axes.set(xlabel="step", ylabel="denoising loss", ylim=(lo - 0.05 * (hi - lo), hi * 1.02))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,157 @@
+"""Training sets: histories of a simulated population in one Zarr directory.
+
+    sfr[galaxy, bin]          Msun/yr
+    logzsol[galaxy, bin]      log10(Z/Z_sun)
+    log_halo_mass[galaxy]     log10 Msun at z = 0
+
+The attributes hold the recipe, the citation and the sha256 of the content. The last `n_test`
+galaxies are the test split: no network is ever trained on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfhzoo import __version__
+from sfhzoo.errors import ArtifactError, DataError
+from sfhzoo.simulations import diffstarpop
+from sfhzoo.timebins import TimeBins
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Histories and their split; `sfr` and `logzsol` are [galaxy, bin], float32."""
+
+    sfr: NDArray[np.float32]
+    logzsol: NDArray[np.float32]
+    n_test: int
+    attributes: dict[str, Any]
+    galaxy: dict[str, NDArray[Any]]
+
+    @property
+    def sha256(self) -> str:
+        """Of the content (both arrays), independent of compression."""
+        return self.attributes["sha256"]
+
+    @property
+    def bins(self) -> TimeBins:
+        return TimeBins(self.attributes["cosmology"], self.sfr.shape[1])
+
+    def split(self, which: str) -> slice:
+        """The galaxies of "train" or "test"."""
+        n_train = len(self.sfr) - self.n_test
+        return {"train": slice(0, n_train), "test": slice(n_train, None)}[which]
+
+    def histories(self, which: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(sfr, logzsol) of the train or test split."""
+        return self.sfr[self.split(which)], self.logzsol[self.split(which)]
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A TOML recipe; DataError when it cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            return tomllib.load(f)
+    except (OSError, tomllib.TOMLDecodeError) as e:
+        raise DataError(f"expected a TOML recipe at {path}: {e}") from e
+
+
+def _content_hash(arrays: list[NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for a in arrays:
+        digest.update(np.ascontiguousarray(a).tobytes())
+    return digest.hexdigest()
+
+
+def _collect(recipe: dict[str, Any], bins: TimeBins, progress: bool) -> dict[str, NDArray[Any]]:
+    from tqdm import tqdm
+
+    n, chunks, done = int(recipe["n"]), [], 0
+    with tqdm(total=n, unit="galaxy", disable=not progress) as bar:
+        for chunk in diffstarpop.generate(recipe, bins):
+            chunks.append(chunk)
+            done += len(chunk["sfr"])
+            bar.update(min(len(chunk["sfr"]), n - bar.n))
+            if done >= n:
+                break
+    return {k: np.concatenate([c[k] for c in chunks])[:n] for k in chunks[0]}
+
+
+def build(recipe_path: str | Path, out_path: str | Path, progress: bool = False) -> Path:
+    """Write the training set of a recipe's `[simulation]` table; returns its path.
+
+    Raises DataError for an unreadable recipe or an engine nobody knows, FileExistsError when
+    `out_path` exists.
+    """
+    recipe, out_path = read_recipe(recipe_path), Path(out_path)
+    simulation = recipe.get("simulation", {})
+    if simulation.get("engine") != "diffstarpop":
+        raise DataError(
+            f"{recipe_path}: expected [simulation] engine = 'diffstarpop', "
+            f"got {simulation.get('engine')!r}"
+        )
+    if out_path.exists():
+        raise FileExistsError(f"{out_path} exists; remove it or choose another --out")
+    bins = TimeBins("Planck15")
+    data = _collect(simulation, bins, progress)
+    attributes = {
+        "format_version": FORMAT_VERSION,
+        "name": recipe["name"],
+        "recipe": json.dumps(simulation, sort_keys=True),
+        "cosmology": bins.cosmology,
+        "edges_gyr": bins.edges.tolist(),
+        "n_test": int(simulation["n_test"]),
+        "sha256": _content_hash([data["sfr"], data["logzsol"]]),
+        "citation": diffstarpop.CITATION,
+        "sfhzoo_version": __version__,
+    }
+    _write(out_path, data, attributes)
+    return out_path
+
+
+def _write(path: Path, data: dict[str, NDArray[Any]], attributes: dict[str, Any]) -> None:
+    import zarr
+
+    partial = path.with_name(path.name + f".partial-{os.getpid()}")
+    try:
+        group = zarr.open_group(partial, mode="w", attributes=attributes)
+        units = {"sfr": "Msun/yr", "logzsol": "log10(Z/0.0142)", "log_halo_mass": "log10(Msun)"}
+        for key, values in data.items():
+            chunks = (min(16384, len(values)), *values.shape[1:])
+            array = group.create_array(key, shape=values.shape, dtype=values.dtype, chunks=chunks)
+            array[...] = values
+            array.attrs["units"] = units.get(key, "")
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(path: str | Path) -> TrainingSet:
+    """Read a training set; ArtifactError when it is not one or its content has changed."""
+    import zarr
+
+    try:
+        group = zarr.open_group(str(path), mode="r")
+        attributes = dict(group.attrs)
+        data = {k: np.asarray(group[k][...]) for k in group.array_keys()}
+        sfr, logzsol = data.pop("sfr"), data.pop("logzsol")
+    except (OSError, KeyError, ValueError) as e:
+        raise ArtifactError(f"expected a training set (Zarr) at {path}: {e}") from e
+    found = _content_hash([sfr, logzsol])
+    if attributes.get("sha256") != found:
+        raise ArtifactError(
+            f"{path}: sha256 expected {attributes.get('sha256')}, got {found}; build it again"
+        )
+    return TrainingSet(sfr, logzsol, int(attributes["n_test"]), attributes, data)
