@@ -1,0 +1,102 @@
+"""The command line: parse, call, print. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 fine, 1 a check failed, 2 wrong usage, 3 bad input data, 4 artifact missing or
+corrupt, 5 the sampler failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from sfhzoo import __version__
+from sfhzoo.errors import SfhzooError
+
+_COMMANDS = {
+    "infer": ("sfhzoo.cli.infer", "infer_command", "Posterior SFH and metallicity of a spectrum."),
+    "example": ("sfhzoo.cli.infer", "example_command", "Path of the bundled SDSS spectrum."),
+    "train": ("sfhzoo.cli.train", "train_command", "Train a prior from a recipe."),
+    "amortize": ("sfhzoo.cli.train", "amortize_command", "Train a posterior network."),
+    "grid": ("sfhzoo.cli.grid", "grid_group", "Grids of stellar populations: build, show."),
+    "simulation": ("sfhzoo.cli.simulation", "simulation_group", "Training sets: build, check."),
+    "prior": ("sfhzoo.cli.prior", "prior_group", "Priors: evaluate."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists commands with their help without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        if args and args[0] not in _COMMANDS:
+            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(f"no command {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sfhzoo")
+def cli() -> None:
+    """sfhzoo: priors over galaxy star formation histories, and posteriors from spectra.
+
+    Try: sfhzoo infer $(sfhzoo example)
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; every error becomes one line and an exit code."""
+    sys.exit(run(args))
+
+
+def run(args: list[str] | None = None) -> int:
+    """The exit code of a command line."""
+    try:
+        result = cli.main(args=args, prog_name="sfhzoo", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as e:
+        return int(e.exit_code)
+    except click.ClickException as e:
+        e.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was written", err=True)
+        return 130
+    except SfhzooError as e:
+        return _fail(str(e), e.exit_code, e)
+    except FileExistsError as e:
+        return _fail(str(e), 2, e)
+    except BrokenPipeError:
+        # the reader (head, less) has gone; a second error at exit would only confuse
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:  # noqa: BLE001  the last resort between a user and a traceback
+        text = f"unexpected {type(e).__name__}: {e} (please report; SFHZOO_DEBUG=1 shows more)"
+        return _fail(text, 1, e)
+
+
+def _fail(message: str, code: int, error: BaseException) -> int:
+    if os.environ.get("SFHZOO_DEBUG"):
+        raise error
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code

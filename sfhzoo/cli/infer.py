@@ -1,0 +1,143 @@
+"""`sfhzoo infer` and `sfhzoo example`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sfhzoo.zoo.artifacts import BUNDLED, DEFAULT_GRID, DEFAULT_PRIOR
+
+EXAMPLE = BUNDLED / "spec-NGC3522.fits"
+
+
+class FreeOrValue(click.ParamType):
+    """"free", or a number within a range."""
+
+    name = "free|VALUE"
+
+    def __init__(self, lowest: float, highest: float) -> None:
+        self.lowest, self.highest = lowest, highest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "free":
+            return value
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"expected 'free' or a number, got {value!r}", param, ctx)
+        if not self.lowest <= number <= self.highest:
+            self.fail(f"expected {self.lowest:g} to {self.highest:g}, got {value}", param, ctx)
+        return number
+
+
+class WaveRange(click.ParamType):
+    """A:B with A < B, observed Å."""
+
+    name = "A:B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(part) for part in value.split(":"))
+        except ValueError:
+            self.fail(f"expected A:B in Å, for example 5570:5590, got {value!r}", param, ctx)
+        if not (0 <= low < high and math.isfinite(high)):
+            self.fail(f"expected A < B, got {value!r}", param, ctx)
+        return low, high
+
+
+def default_output(spectrum: Path) -> Path:
+    """`<spectrum stem>.sfhzoo` in the current directory."""
+    name = spectrum.name
+    for suffix in (".gz", ".fits", ".fit", ".ecsv", ".csv", ".txt", ".dat"):
+        name = name.removesuffix(suffix)
+    return Path(f"{name or 'spectrum'}.sfhzoo")
+
+
+@click.command("infer")
+@click.argument("spectrum", type=click.Path(path_type=Path))
+@click.option("--prior", default=DEFAULT_PRIOR, show_default=True, help="Name or path of a prior.")
+@click.option("--grid", default=DEFAULT_GRID, show_default=True,
+              help="Name or path of a grid of stellar populations.")
+@click.option("--redshift", type=float, help="Redshift; wins over the one in the file.")
+@click.option("--samples", type=click.IntRange(2, 100_000), default=100, show_default=True,
+              help="Number of posterior samples.")
+@click.option("--sampler", type=click.Choice(["auto", "amortized", "cla"]), default="auto",
+              show_default=True, help="auto: amortized where a posterior network fits, else cla.")
+@click.option("--av", type=FreeOrValue(0, 4), default="free", show_default=True,
+              help="V-band attenuation, mag.")
+@click.option("--sigma-v", type=FreeOrValue(1, 500), default="free", show_default=True,
+              help="Stellar velocity dispersion, km/s.")
+@click.option("--calibration-order", type=click.IntRange(0, 30), default=0, show_default=True,
+              help="Order of a multiplicative calibration polynomial, 3 % per order; 0 = none.")
+@click.option("--redshift-offset", type=click.Choice(["free", "fixed"]), default="free",
+              show_default=True, help="Fit a velocity offset (100 km/s) from the redshift.")
+@click.option("--jitter", type=click.Choice(["free", "fixed"]), default="free", show_default=True,
+              help="Fit a factor on the file's errors.")
+@click.option("--ebv", type=click.FloatRange(0, 5), help="Galactic E(B-V) to remove first, mag.")
+@click.option("--air", is_flag=True, help="Wavelengths of the file are in air.")
+@click.option("--lsf", help="Line-spread function, R=2000 or FWHM=2.5A; wins over the file's.")
+@click.option("--flux-unit", help="Flux unit of a table without one, e.g. '1e-17 erg/s/cm2/AA'.")
+@click.option("--mask", "exclude", type=WaveRange(), multiple=True,
+              help="Observed range to leave out, Å; may be repeated.")
+@click.option("--lines", type=click.Choice(["mask", "keep"]), default="mask", show_default=True,
+              help="Emission lines.")
+@click.option("--wave-range", type=WaveRange(), help="Observed range to use, Å.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Same seed, same machine: same result.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Output directory [default: <spectrum stem>.sfhzoo].")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of a table.")
+@click.option("--quiet", is_flag=True, help="No progress and no warnings on stderr.")
+def infer_command(
+    spectrum: Path, out: Path | None, overwrite: bool, as_json: bool, quiet: bool, av: Any,
+    air: bool, lsf: str | None, flux_unit: str | None, ebv: float | None,
+    redshift: float | None, **options: Any,
+) -> None:
+    """Posterior star formation and metallicity history of the galaxy in SPECTRUM.
+
+    SPECTRUM is an SDSS spec-*.fits file or a table (FITS, ECSV, CSV) with columns wavelength,
+    flux and error (or ivar). Writes posterior.zarr, summary.json, summary.ecsv, histories.png
+    and spectrum.png into the output directory, whole or not at all.
+    """
+    from sfhzoo.output import check_output
+    from sfhzoo.spectra.spectrum import Spectrum
+
+    if redshift is not None and not 0 < redshift < 20:
+        raise click.BadParameter(f"expected above 0 and below 20, got {redshift}",
+                                 param_hint="--redshift")
+    target = check_output(out or default_output(spectrum), overwrite)
+    observed = Spectrum.read(
+        spectrum, redshift=redshift, air=air, flux_unit=flux_unit, lsf=lsf, ebv=ebv
+    )
+    say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
+    say(f"{observed.name}: redshift {observed.redshift}, {observed.n_pixels} pixels, "
+        f"median S/N {observed.snr:.1f}")
+    from sfhzoo.inference import infer
+
+    posterior = infer(observed, a_v=av, progress=not quiet, **options)
+    for warning in posterior.provenance["warnings"]:
+        say(f"warning: {warning}")
+    posterior.save(target, overwrite=overwrite)
+    summary = posterior.summary()
+    if as_json:
+        click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        from sfhzoo.report import format_table
+
+        click.echo(format_table(summary))
+    say(f"prior {summary['prior']['name']}, grid {summary['grid']['name']}, "
+        f"{summary['wall_s']['total']:.1f} s; written to {target}")
+
+
+@click.command("example")
+def example_command() -> None:
+    """Print the path of the bundled spectrum: NGC 3522 from SDSS DR18."""
+    click.echo(str(EXAMPLE))

@@ -1,0 +1,92 @@
+"""The output directory of a posterior: refused, or written whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sfhzoo.errors import SfhzooError
+
+OUTPUT_FILES = (
+    "posterior.zarr",
+    "summary.json",
+    "summary.ecsv",
+    "histories.png",
+    "spectrum.png",
+)
+
+
+class OutputError(SfhzooError):
+    """The output directory exists, holds foreign files, or cannot be written."""
+
+    exit_code = 2
+
+
+def check_output(directory: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """The absolute path of an output directory that may be written; raises OutputError if not.
+
+    An existing directory is replaced only with `overwrite`, and only if sfhzoo wrote all of it.
+    """
+    target = Path(directory).resolve()
+    if target.exists():
+        _check_replaceable(target, overwrite)
+    parent = target.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise OutputError(f"cannot write into {parent}; choose another place for the output")
+    return target
+
+
+def _check_replaceable(target: Path, overwrite: bool) -> None:
+    if not target.is_dir():
+        raise OutputError(f"expected a directory for the output, got the file {target}")
+    names = sorted(p.name for p in target.iterdir())
+    if not names:
+        return
+    if not overwrite:
+        raise OutputError(f"{target} exists; remove it, choose another, or allow overwriting")
+    foreign = [name for name in names if name not in OUTPUT_FILES]
+    if foreign or not _is_output(target):
+        what = foreign[0] if foreign else "no summary.json of sfhzoo"
+        raise OutputError(
+            f"{target} is not an earlier output of sfhzoo alone ({what}); choose another"
+        )
+
+
+def _is_output(directory: Path) -> bool:
+    try:
+        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(summary, dict) and "schema" in summary and "quantities" in summary
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A scratch directory beside `target` that takes its place if the block succeeds."""
+    scratch: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        content = scratch / "new"
+        content.mkdir()
+        yield content
+        if target.exists():
+            target.rename(scratch / "old")
+        try:
+            content.rename(target)
+        except OSError:
+            if (scratch / "old").exists():
+                (scratch / "old").rename(target)
+            raise
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)

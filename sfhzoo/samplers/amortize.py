@@ -1,0 +1,173 @@
+"""Training a posterior network: simulate a pool of observations, then denoise conditionally."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfhzoo.errors import Incompatible
+from sfhzoo.grids.ssp import SSPGrid
+from sfhzoo.histories import HistoryScaling
+from sfhzoo.likelihood.nuisance import N_NUISANCE
+from sfhzoo.priors.training import (
+    TrainingOptions,
+    TrainingState,
+    calc_principal_components,
+    make_state,
+    plot_loss,
+    run_steps,
+)
+from sfhzoo.samplers.encoding import Encoder
+from sfhzoo.samplers.posterior_network import SCHEDULE, ConditionalMLP, PosteriorNetwork
+from sfhzoo.samplers.simulator import N_REDSHIFTS, OBJECTS_PER_REDSHIFT, Domain, Simulator
+from sfhzoo.simulations.trainingset import TrainingSet, load
+from sfhzoo.zoo.artifacts import load_grid, load_prior, save_artifact
+
+N_COMPONENTS = 129
+N_BASIS_SPECTRA = 4000
+CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class AmortizeOptions:
+    """How a posterior network is made; recorded in its config."""
+
+    pool: int = 400_000
+    steps: int = 16_000
+    batch: int = 512
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.9995
+    seed: int = 2
+    network: dict[str, Any] = field(default_factory=dict)
+    domain: Domain = field(default_factory=Domain)
+
+
+def simulate_pool(
+    data: TrainingSet, scaling: HistoryScaling, grid: SSPGrid, options: AmortizeOptions,
+    path: Path, progress: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
+    """States, features and encoder basis of `options.pool` simulated observations, cached."""
+    from tqdm import tqdm
+
+    if path.exists():
+        return load_file(path)
+    generator = torch.Generator().manual_seed(options.seed)
+    simulator = Simulator(grid, data.bins, scaling, options.domain)
+    sfr, logzsol = data.histories("train")
+    x = torch.from_numpy(scaling.to_x(sfr, logzsol)).float()
+    encoder = _fit_encoder(simulator, x, generator)
+    states, features = [], []
+    for start in tqdm(range(0, options.pool, CHUNK), unit_scale=CHUNK, disable=not progress):
+        index = torch.arange(start, min(start + CHUNK, options.pool)) % len(x)
+        u, f = simulator.draw(x[index], encoder, generator)
+        states.append(torch.cat([x[index].flatten(1), u], dim=1))
+        features.append(f)
+    pool = {"state": torch.cat(states), "features": torch.cat(features), **encoder.to_weights()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(pool, path)
+    return pool
+
+
+def _fit_encoder(simulator: Simulator, x: Tensor, generator: torch.Generator) -> Encoder:
+    n = N_BASIS_SPECTRA
+    groups = torch.randint(0, N_REDSHIFTS, (n // OBJECTS_PER_REDSHIFT,), generator=generator)
+    node = groups.repeat_interleave(OBJECTS_PER_REDSHIFT)
+    pick = torch.randint(0, len(x), (n,), generator=generator)
+    u = torch.randn(n, N_NUISANCE, generator=generator)
+    extra = 100 * torch.rand(n, generator=generator)
+    return Encoder.fit(simulator.spectra(x[pick], node, u, extra), N_COMPONENTS)
+
+
+def train_posterior_network(
+    data: TrainingSet,
+    grid: SSPGrid,
+    prior_name: str,
+    out: Path,
+    options: AmortizeOptions,
+    progress: bool = False,
+) -> PosteriorNetwork:
+    """Simulate, train (resuming from `out`'s checkpoint) and write the artifact into `out`."""
+    scaling = HistoryScaling.fit(*data.histories("train"))
+    pool = simulate_pool(data, scaling, grid, options, out / "pool.safetensors", progress)
+    encoder = Encoder.from_weights(pool)
+    training = TrainingOptions(
+        training_set="", steps=options.steps, batch=options.batch, seed=options.seed,
+        learning_rate=options.learning_rate, ema_decay=options.ema_decay,
+    )  # fmt: skip
+    network = _fresh_network(pool, options)
+    v0, features = pool["state"] @ network.basis, pool["features"]
+    state = make_state(network, training)
+    identity = {"options": json.dumps(asdict(options), sort_keys=True), "set": data.sha256}
+    if (out / "checkpoint.safetensors").exists():
+        state.restore(out / "checkpoint.safetensors", identity)
+
+    def loss(state: TrainingState) -> Tensor:
+        g = state.generator
+        pick = torch.randint(len(v0), (options.batch,), generator=g)
+        sigma_t = SCHEDULE.draw(options.batch, g)
+        noise = torch.randn((options.batch, v0.shape[1]), generator=g)
+        return network.loss(v0[pick], features[pick], sigma_t, noise)
+
+    run_steps(state, loss, training, lambda: state.save(out, identity), progress)
+    network.load_state_dict(state.ema.state(network))
+    config = {
+        "name": f"{prior_name}--{grid.name}-posterior-v1",
+        "kind": "posterior-network",
+        "architecture": "conditional-spectral-mlp",
+        "hyperparameters": network.hyperparameters,
+        "sde": SCHEDULE.to_dict(),
+        "prior": prior_name,
+        "training_set": {"sha256": data.sha256},
+        "grid": {"name": grid.name, "sha256": grid.sha256},
+        "domain": asdict(options.domain),
+        "training": {
+            "options": asdict(options), "cpu_seconds": round(state.cpu_seconds, 1),
+            "final_loss": state.losses[-1], "threads": torch.get_num_threads(),
+        },
+    }  # fmt: skip
+    save_artifact(out, config, network, encoder.to_weights())
+    plot_loss(state.losses, out / "training.png")
+    return PosteriorNetwork(network, encoder, config)
+
+
+def _fresh_network(pool: dict[str, Tensor], options: AmortizeOptions) -> ConditionalMLP:
+    state, features = pool["state"], pool["features"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        network = ConditionalMLP(state.shape[1], features.shape[1], **options.network)
+    basis, eigenvalues = calc_principal_components(state[:, :-N_NUISANCE])
+    d = len(eigenvalues)
+    network.basis[:d, :d] = basis
+    network.eigenvalues[:d] = eigenvalues
+    network.feature_mean.copy_(features.mean(0))
+    network.feature_std.copy_(features.std(0).clamp(min=1e-3))
+    return network
+
+
+def amortize(
+    prior_name: str | Path,
+    grid_name: str | Path,
+    training_set: Path,
+    out: Path,
+    options: AmortizeOptions,
+    progress: bool = False,
+) -> Path:
+    """Train the posterior network of a prior with a grid; returns the artifact directory.
+
+    Raises Incompatible when the training set is not the prior's.
+    """
+    prior, grid, data = load_prior(prior_name), load_grid(grid_name), load(training_set)
+    expected = prior.config["training_set"]["sha256"]
+    if data.sha256 != expected:
+        raise Incompatible(
+            f"{training_set}: expected the training set of {prior.name}, sha256 {expected}, "
+            f"got {data.sha256}"
+        )
+    train_posterior_network(data, grid, prior.name, Path(out), options, progress)
+    return Path(out)

@@ -1,0 +1,240 @@
+"""The default sampler: a posterior network draws, the exact likelihood corrects.
+
+    1. Encode the spectrum, draw from the network, move the draws onto the data: chi² gives the
+       factor on the errors, the draws the ranges of dust and kinematics.
+    2. Split the data (`polish.split_data`), draw from the network given the first part, update
+       each draw with the second part under the exact likelihood.
+
+The network is accurate in the directions the data constrain softly and too wide in those they
+fix; the likelihood is the reverse. The result is exact where the model is linear and the network
+right, and approximate elsewhere; `shift` and chi² tell how far the update had to go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfhzoo.errors import SamplingError
+from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
+from sfhzoo.likelihood.nuisance import N_NUISANCE
+from sfhzoo.samplers.encoding import PIXEL_KMS, Conditions, to_rest_grid
+from sfhzoo.samplers.polish import Polished, calc_precision, polish, split_data
+from sfhzoo.samplers.posterior_network import PosteriorNetwork, split_state
+from sfhzoo.samplers.problem import Draws, Problem, draw_error_scale
+from sfhzoo.units import SPEED_OF_LIGHT
+
+FRACTION = 0.3
+"""Share of the information that the network sees."""
+N_PILOT = 160
+N_PILOT_POLISHED = 40
+N_GROUPS = 8
+MIN_ENSEMBLE = 400
+"""Draws that estimate the covariance; it has 131 dimensions."""
+STEPS = 24
+N_PARAMETERS = 20.0
+"""Effective number of parameters a galaxy's spectrum fixes, for the error scale's first guess."""
+MAX_SHIFT = 4.0
+"""Mean squared shift per coordinate beyond which the network's draws were not near the data."""
+
+
+@dataclass
+class AmortizedSampler:
+    """See the module's text. `lsf_extra` in km/s; `luminosity` turns flux into Lsun/Å at rest."""
+
+    network: PosteriorNetwork
+    lsf_extra: float
+    luminosity: float
+    fraction: float = FRACTION
+
+    def sample(self, problem: Problem, n: int, generator: torch.Generator) -> Draws:
+        """n posterior samples; SamplingError when the draws cannot be brought onto the data."""
+        start_nfe = self.network.nfe
+        scale, likelihood = self._pilot(problem, generator)
+        error = problem.ivar.rsqrt() * scale
+        fraction = self._fraction(problem, error)
+        size = max(-(-max(n, MIN_ENSEMBLE) // N_GROUPS), 2)
+        anchors, targets = [], []
+        for _ in range(N_GROUPS):
+            part = split_data(problem.flux, error, fraction, generator)
+            seen = self._encode(problem, part.first, fraction * error**-2)
+            anchors.append(self._draw(problem, seen, size, generator))
+            targets.append(part.second)
+        state = torch.cat(anchors)
+        centred = torch.cat([a - a.mean(0) for a in anchors])
+        likelihood = self._likelihood(problem, error, state, generator)
+        second = torch.stack(targets).repeat_interleave(size, 0)
+        done = self._update(problem, likelihood, state, centred, second, error, fraction, generator)
+        keep, n_replaced = self._select(done, n, generator)
+        final = done.state[keep]
+        flux = likelihood.calc_flux(final)
+        chi2 = ((problem.flux - self._calibrated(likelihood, final, flux)) ** 2 * problem.ivar).sum(1)
+        factor = draw_error_scale(chi2, len(problem.flux), problem.fit_error_scale, generator)
+        loss = likelihood.calc_loss(final, flux)
+        shift = float(done.shift[keep].median()) / likelihood.n_state
+        warnings = self._warn(loss, shift, n_replaced, len(done.cost))
+        stats = {"chi2": chi2.numpy(), "compression_loss": loss.numpy(),
+                 "shift": done.shift[keep].numpy()}  # fmt: skip
+        facts = {
+            "fraction": fraction, "rank": len(likelihood.y), "iterations": done.iterations,
+            "ensemble": len(state), "replaced": n_replaced, "shift_per_coordinate": shift,
+            "chi2_compression_loss": float(loss.max()),
+        }  # fmt: skip
+        return Draws(
+            final, flux, factor, self.network.nfe - start_nfe, stats, facts, tuple(warnings)
+        )
+
+    def _pilot(
+        self, problem: Problem, generator: torch.Generator
+    ) -> tuple[float, CompressedLikelihood]:
+        """The factor on the errors, from draws moved onto the data; twice, as it changes them."""
+        scale = 1.0
+        for _ in range(2):
+            error = problem.ivar.rsqrt() * scale
+            seen = self._encode(problem, problem.flux, error**-2)
+            state = self._draw(problem, seen, N_PILOT, generator)
+            likelihood = self._likelihood(problem, error, state, generator)
+            second = problem.flux.expand(N_PILOT_POLISHED, -1)
+            done = self._update(
+                problem, likelihood, state[:N_PILOT_POLISHED], state - state.mean(0), second,
+                error, 0.0, generator,
+            )  # fmt: skip
+            best = done.state[done.cost.argsort()[: N_PILOT_POLISHED // 2]]
+            chi2 = float(likelihood.calc_chi2(best).median()) * scale**2
+            if not np.isfinite(chi2):
+                raise SamplingError("no draw could be brought onto the data: chi² is not finite")
+            if not problem.fit_error_scale:
+                break
+            freedom = max(len(problem.flux) - N_PARAMETERS, 0.5 * len(problem.flux))
+            previous, scale = scale, float(np.clip((chi2 / freedom) ** 0.5, 0.3, 100.0))
+            if abs(np.log(scale / previous)) < 0.1:
+                break
+        return scale, likelihood
+
+    def _fraction(self, problem: Problem, error: Tensor) -> float:
+        """Information for the network: `fraction`, within the S/N it was trained on."""
+        lo, hi = self.network.config["domain"]["snr"]
+        wave = problem.model.wave_obs
+        step = np.median(np.diff(np.log(wave))) * SPEED_OF_LIGHT
+        snr = float((problem.flux / error).median()) * (PIXEL_KMS / step) ** 0.5
+        lowest, highest = (lo / max(snr, 1e-3)) ** 2, (0.7 * hi / max(snr, 1e-3)) ** 2
+        return float(min(max(self.fraction, min(lowest, 0.9)), highest))
+
+    def _encode(self, problem: Problem, flux: Tensor, ivar: Tensor) -> Tensor:
+        rest = problem.model.wave_obs / (1 + problem.model.redshift)
+        y, weight = to_rest_grid(
+            rest, flux.numpy() * self.luminosity, ivar.numpy() / self.luminosity**2
+        )
+        one = torch.ones(1, dtype=torch.float64)
+        calibration = problem.calibration_rms if problem.calibration_order else 0.0
+        known = Conditions(
+            problem.model.cosmic_time * one, self.lsf_extra * one, calibration * one
+        )
+        return self.network.encoder.encode(y, weight, known)
+
+    def _draw(
+        self, problem: Problem, features: Tensor, n: int, generator: torch.Generator
+    ) -> Tensor:
+        """States [n, n_state] of the network, fixed parameters imposed, calibration from its prior."""
+        state = self.network.draw(features, n, generator, STEPS).double()
+        state = _impose(state, problem.fixed_coordinates())
+        c = torch.randn((n, problem.calibration_order), generator=generator, dtype=torch.float64)
+        return torch.cat([state, problem.calibration_rms * c], dim=1)
+
+    def _likelihood(
+        self, problem: Problem, error: Tensor, state: Tensor, generator: torch.Generator
+    ) -> CompressedLikelihood:
+        x, u = split_state(state[:, : 2 * problem.n_bins + N_NUISANCE], problem.n_bins)
+        sfr = problem.scaling.from_x(x).sfr.mean(0)
+        reference = None
+        if problem.calibration_order:
+            reference = calc_smooth_flux(problem.flux, problem.ivar)
+        return CompressedLikelihood(
+            problem.model, problem.flux, error**-2, problem.scaling, span_of(u), sfr,
+            generator, problem.calibration_order, reference,
+        )  # fmt: skip
+
+    def _update(
+        self, problem: Problem, likelihood: CompressedLikelihood, state: Tensor, centred: Tensor,
+        second: Tensor, error: Tensor, fraction: float, generator: torch.Generator,
+    ) -> Polished:  # fmt: skip
+        free = torch.ones(likelihood.n_state, dtype=torch.bool)
+        n_network = 2 * problem.n_bins + N_NUISANCE
+        free[n_network - N_NUISANCE : n_network] = problem.fixed_coordinates().isnan()
+        soft = free.clone()
+        soft[n_network:] = False
+        precision = calc_precision(centred, soft)
+        order = likelihood.n_calibration
+        if order:
+            precision[n_network:, n_network:] = torch.eye(order) / problem.calibration_rms**2
+        weight = 1.0 - fraction
+        target = (second / error) @ likelihood.basis.T
+        noise = torch.randn(target.shape, generator=generator, dtype=target.dtype)
+        return polish(likelihood, state, target + noise / weight**0.5, precision, free, weight)
+
+    @staticmethod
+    def _select(done: Polished, n: int, generator: torch.Generator) -> tuple[Tensor, int]:
+        """n indices of converged draws; stuck ones are replaced by others."""
+        cost = done.cost
+        middle = cost.median()
+        spread = 1.4826 * (cost - middle).abs().median() + 1.0
+        good = ((cost < middle + 8 * spread) & torch.isfinite(cost)).nonzero()[:, 0]
+        if len(good) < 0.3 * len(cost):
+            raise SamplingError(
+                f"only {len(good)} of {len(cost)} draws reached the data; the spectrum is unlike "
+                "any galaxy the posterior network was trained on (try --sampler cla)"
+            )
+        order = torch.randperm(len(good), generator=generator)
+        return good[order.repeat(-(-n // len(good)))[:n]], len(cost) - len(good)
+
+    @staticmethod
+    def _calibrated(likelihood: CompressedLikelihood, state: Tensor, flux: Tensor) -> Tensor:
+        *_, c = likelihood.split(state)
+        return flux + (c @ likelihood.calibration @ likelihood.basis) / likelihood.ivar.sqrt()
+
+    @staticmethod
+    def _warn(loss: Tensor, shift: float, n_replaced: int, n_total: int) -> list[str]:
+        warnings = []
+        if float(loss.median()) > 1.0:
+            warnings.append(
+                f"the compressed likelihood misses the exact chi² by {float(loss.median()):.1f}"
+            )
+        if shift > MAX_SHIFT:
+            warnings.append(
+                f"the posterior network's draws were far from the data (squared shift per "
+                f"coordinate {shift:.1f}, expected about 1): the intervals may be too narrow"
+            )
+        if n_replaced > 0.1 * n_total:
+            warnings.append(f"{n_replaced} of {n_total} draws did not converge and were replaced")
+        return warnings
+
+
+def _impose(state: Tensor, fixed: Tensor) -> Tensor:
+    """Condition an ensemble [sample, 2 bin + 3] on fixed nuisance coordinates (NaN = free).
+
+    Linear regression of the state on the fixed coordinates, as in an ensemble Kalman filter.
+    """
+    pick = (~fixed.isnan()).nonzero()[:, 0]
+    if len(pick) == 0:
+        return state
+    column = state.shape[1] - N_NUISANCE + pick
+    centred = state - state.mean(0)
+    inner = centred[:, column].T @ centred[:, column]
+    inner = inner + 1e-6 * len(state) * torch.eye(len(pick), dtype=state.dtype)
+    gain = torch.linalg.solve(inner, centred[:, column].T @ centred)
+    # regression far outside the ensemble would leave the prior; three spreads are enough
+    spread = centred[:, column].std(0)
+    change = (fixed[pick] - state[:, column]).clamp(-3 * spread, 3 * spread)
+    moved = state + change @ gain
+    moved[:, column] = fixed[pick]
+    return moved
+
+
+def calc_smooth_flux(flux: Tensor, ivar: Tensor, width: int = 51) -> Tensor:
+    """Running weighted mean of a flux [wave]."""
+    kernel = np.ones(width)
+    top = np.convolve((flux * ivar).numpy(), kernel, "same")
+    return torch.from_numpy(top / np.convolve(ivar.numpy(), kernel, "same"))

@@ -1,0 +1,87 @@
+"""What every sampler gets and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfhzoo.forward.model import ForwardModel
+from sfhzoo.histories import HistoryScaling
+from sfhzoo.likelihood import nuisance
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One observation and the choices made for it.
+
+    Parameters
+    ----------
+    model : forward model on the pixels in use
+    flux, ivar : [wave] of those pixels, erg/s/cm²/Å and its inverse square
+    scaling : of the prior's x
+    a_v, sigma_v, velocity : a fixed value (mag, km/s, km/s), or None to sample it
+    fit_error_scale : scale the file's errors by a factor that is fitted
+    calibration_order, calibration_rms : of the calibration polynomial; order 0 = none
+    """
+
+    model: ForwardModel
+    flux: Tensor
+    ivar: Tensor
+    scaling: HistoryScaling
+    a_v: float | None = None
+    sigma_v: float | None = None
+    velocity: float | None = None
+    fit_error_scale: bool = True
+    calibration_order: int = 0
+    calibration_rms: float = 0.03
+
+    @property
+    def n_bins(self) -> int:
+        return self.model.templates.shape[0]
+
+    def fixed_coordinates(self) -> Tensor:
+        """Nuisance coordinates u [3]; NaN where the parameter is free."""
+        values = (self.a_v, self.sigma_v, self.velocity)
+        filled = [torch.tensor(1.0 if v is None else float(v)).double() for v in values]
+        u = nuisance.to_coordinates(*filled)
+        return torch.where(torch.tensor([v is None for v in values]), torch.nan, u)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Posterior samples of a problem.
+
+    state : [sample, 2 bin + 3 + calibration_order]
+    flux : exact model spectra [sample, wave] on the pixels in use
+    error_scale : factor [sample] on the file's errors
+    stats : name -> [sample]
+    facts : numbers and names about the run
+    """
+
+    state: Tensor
+    flux: Tensor
+    error_scale: Tensor
+    nfe: int
+    stats: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def draw_error_scale(
+    chi2: Tensor, n_pixels: int, fit: bool, generator: torch.Generator
+) -> Tensor:
+    """Draws [sample] of the factor f on the errors, given chi² [sample] with the file's errors.
+
+    With p(f) ~ 1/f the conditional posterior of f² is chi² over a chi-squared variate of N.
+    """
+    if not fit:
+        return torch.ones_like(chi2)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    variate = np.random.default_rng(seed).chisquare(n_pixels, len(chi2))
+    return (chi2 / torch.from_numpy(variate)).sqrt()
