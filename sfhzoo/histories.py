@@ -6,7 +6,10 @@
     linear  x_0 = (SFR - mean) / std                    (Perry-Fagant et al., the published choice)
 
 and x_1 = (log10(Z/Z_sun) - mean) / std in both. The linear form has a skewness of about 40, the
-logarithmic one of about 0.1.
+logarithmic one of about 0.1. Where a population's metallicities bend under a ceiling c over a
+width w, the bend is undone first, as a network cannot draw a sharp edge:
+
+    log Z = c - w ln(1 + exp((c - v) / w)),   x_1 = (v - mean) / std
 
 The derived quantities count the stars formed before the observation only. They are NumPy
 functions over the last axis, so any leading axes (samples, galaxies) pass through.
@@ -14,7 +17,7 @@ functions over the last axis, so any leading axes (samples, galaxies) pass throu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -50,6 +53,7 @@ class HistoryScaling:
     mean, std : [2, bin] of the training set, in the units of the map
     sfr_floor : Msun/yr, used by "log"
     logzsol_floor : lowest metallicity
+    logzsol_cap, cap_width : ceiling c and width w of the metallicities; no ceiling if None
     """
 
     kind: Literal["log", "linear"]
@@ -57,6 +61,8 @@ class HistoryScaling:
     std: NDArray[np.float64]
     sfr_floor: float = SFR_FLOOR
     logzsol_floor: float = LOGZSOL_FLOOR
+    logzsol_cap: float | None = None
+    cap_width: float = 0.08
 
     def __post_init__(self) -> None:
         if self.kind not in ("log", "linear"):
@@ -75,20 +81,27 @@ class HistoryScaling:
         sfr: NDArray[np.float64],
         logzsol: NDArray[np.float64],
         kind: Literal["log", "linear"] = "log",
-        sfr_floor: float = SFR_FLOOR,
-        logzsol_floor: float = LOGZSOL_FLOOR,
+        **bounds: Any,
     ) -> HistoryScaling:
-        """The z-score of a training set; `sfr` and `logzsol` are [galaxy, bin]."""
-        neutral = cls(kind, np.zeros((2, sfr.shape[1])), np.ones((2, sfr.shape[1])),
-                      sfr_floor, logzsol_floor)
+        """The z-score of a training set; `sfr` and `logzsol` are [galaxy, bin].
+
+        `bounds` are the fields sfr_floor, logzsol_floor, logzsol_cap and cap_width.
+        """
+        neutral = cls(kind, np.zeros((2, sfr.shape[1])), np.ones((2, sfr.shape[1])), **bounds)
         u = neutral._channels(np.asarray(sfr, float), np.asarray(logzsol, float))
+        std = u.std(axis=0)
         # bins in which nothing varies (no galaxy formed stars) still need an invertible map
-        std = np.maximum(u.std(axis=0), 1e-3 * max(float(u.std(axis=0).max()), 1.0))
-        return cls(kind, u.mean(axis=0), std, sfr_floor, logzsol_floor)
+        smallest = 1e-3 * np.maximum(std.max(axis=1, keepdims=True), 1e-3)
+        return cls(kind, u.mean(axis=0), np.maximum(std, smallest), **bounds)
 
     def _channels(self, sfr: Any, logzsol: Any) -> NDArray[np.float64]:
         first = np.log10(sfr + self.sfr_floor) if self.kind == "log" else sfr
-        return np.stack([first, np.maximum(logzsol, self.logzsol_floor)], axis=-2)
+        second = np.maximum(logzsol, self.logzsol_floor)
+        if self.logzsol_cap is not None:
+            below = np.maximum(self.logzsol_cap - second, 1e-7) / self.cap_width
+            # ln(e^y - 1), written so that it does not overflow far below the ceiling
+            second = self.logzsol_cap - self.cap_width * (below + np.log(-np.expm1(-below)))
+        return np.stack([first, second], axis=-2)
 
     def to_x(self, sfr: ArrayLike, logzsol: ArrayLike) -> NDArray[np.float64]:
         """x [..., 2, bin] of histories [..., bin]; SFR below zero is an error."""
@@ -107,23 +120,30 @@ class HistoryScaling:
         # 10^30 Msun/yr is beyond any galaxy but keeps a wild network output finite
         first = u[..., 0, :]
         sfr = 10.0 ** first.clamp(max=30.0) - self.sfr_floor if self.kind == "log" else first
-        return Histories(torch.clamp(sfr, min=0.0), torch.clamp(u[..., 1, :], min=self.logzsol_floor))
+        logzsol = u[..., 1, :]
+        if self.logzsol_cap is not None:
+            above = (self.logzsol_cap - logzsol) / self.cap_width
+            logzsol = self.logzsol_cap - self.cap_width * torch.nn.functional.softplus(above)
+        return Histories(torch.clamp(sfr, min=0.0), torch.clamp(logzsol, min=self.logzsol_floor))
+
+    def calc_logzsol_slope(self, logzsol: torch.Tensor) -> torch.Tensor:
+        """d logzsol / dx_1 [..., bin] at metallicities [..., bin] below the ceiling."""
+        import torch
+
+        std = torch.as_tensor(self.std[1], dtype=logzsol.dtype, device=logzsol.device)
+        if self.logzsol_cap is None:
+            return std.expand_as(logzsol)
+        return std * -torch.expm1(-(self.logzsol_cap - logzsol) / self.cap_width)
 
     def to_dict(self) -> dict[str, Any]:
         """As stored in an artifact's config.json."""
-        return {
-            "kind": self.kind,
-            "mean": np.asarray(self.mean).tolist(),
-            "std": np.asarray(self.std).tolist(),
-            "sfr_floor": self.sfr_floor,
-            "logzsol_floor": self.logzsol_floor,
-        }
+        numbers = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**numbers, "mean": np.asarray(self.mean).tolist(), "std": np.asarray(self.std).tolist()}
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> HistoryScaling:
         """The inverse of `to_dict`."""
-        return cls(d["kind"], np.asarray(d["mean"], float), np.asarray(d["std"], float),
-                   float(d["sfr_floor"]), float(d["logzsol_floor"]))
+        return cls(**{**d, "mean": np.asarray(d["mean"], float), "std": np.asarray(d["std"], float)})
 
 
 def fill_empty_metallicity(

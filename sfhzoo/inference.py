@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from sfhzoo import __version__
-from sfhzoo.errors import ArtifactError, DataError, SfhzooError
+from sfhzoo.errors import ArtifactError, DataError, Incompatible, SfhzooError
 from sfhzoo.forward.csp import calc_metallicity_weights, calc_surviving_fraction
 from sfhzoo.forward.kinematics import calc_resolution_sigma
 from sfhzoo.forward.model import ForwardModel
 from sfhzoo.forward.redshift import calc_flux_factor
 from sfhzoo.grids.ssp import SSPGrid
-from sfhzoo.histories import calc_mass_formed_per_bin
+from sfhzoo.histories import HistoryScaling, calc_mass_formed_per_bin
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.compression import calc_calibration_rows
 from sfhzoo.posterior import Observed, Parameter, Posterior
@@ -114,8 +114,15 @@ def infer(
     spectrum = _with_redshift(spectrum, redshift)
     generator = torch.Generator().manual_seed(seed)
     sampling_start = time.perf_counter()
-    setup = _prepare(spectrum, loaded_prior, loaded_grid, chosen)
-    engine, name, notes = _choose_sampler(sampler, loaded_prior, loaded_grid, setup, device, progress)
+    network, notes = _find_network(sampler, loaded_prior, loaded_grid)
+    scaling = network.scaling if network else loaded_prior.scaling
+    setup = _prepare(spectrum, scaling, loaded_prior.bins, loaded_grid, chosen)
+    if network:
+        engine: Any = AmortizedSampler(network, setup.lsf_extra, setup.luminosity)
+        name = f"amortized ({network.name})"
+        notes += _domain_notes(network, setup)
+    else:
+        engine, name = ClaSampler(loaded_prior.to(device), progress=progress), "cla"
     draws = engine.sample(setup.problem, samples, generator)
     sampling = time.perf_counter() - sampling_start
     warnings = [*spectrum.warnings, *setup.warnings, *notes, *draws.warnings]
@@ -170,7 +177,9 @@ def _with_redshift(spectrum: Spectrum, redshift: float | None) -> Spectrum:
     return spectrum
 
 
-def _prepare(spectrum: Spectrum, prior: Prior, grid: SSPGrid, options: Options) -> _Setup:
+def _prepare(
+    spectrum: Spectrum, scaling: HistoryScaling, bins: TimeBins, grid: SSPGrid, options: Options
+) -> _Setup:
     """Mask, forward model and problem of one spectrum."""
     redshift = float(spectrum.redshift or 0.0)
     mask, reasons = build_mask(
@@ -188,7 +197,7 @@ def _prepare(spectrum: Spectrum, prior: Prior, grid: SSPGrid, options: Options) 
             f"least {MIN_PIXELS}; check redshift, units and mask (the grid {grid.name} resolves "
             f"lines from {grid.wave[1]:.0f} to {grid.wave[fwhm_limit(grid)]:.0f} Å)"
         )
-    bins, lsf = prior.bins, spectrum.lsf_sigma
+    lsf = spectrum.lsf_sigma
     inside = ~outside
     full = ForwardModel(
         grid, spectrum.wave_obs[inside], redshift, bins=bins,
@@ -214,7 +223,7 @@ def _prepare(spectrum: Spectrum, prior: Prior, grid: SSPGrid, options: Options) 
         model=model,
         flux=torch.from_numpy(spectrum.flux[used]),
         ivar=torch.from_numpy(spectrum.ivar[used]),
-        scaling=prior.scaling,
+        scaling=scaling,
         a_v=number(options.a_v),
         sigma_v=number(options.sigma_v),
         velocity=None if options.redshift_offset == "free" else 0.0,
@@ -247,31 +256,26 @@ def _calc_lsf_extra(
     return float(np.sqrt(np.median(np.clip(lsf[used] ** 2 - grid_sigma**2, 0, None))))
 
 
-def _choose_sampler(
-    sampler: str, prior: Prior, grid: SSPGrid, setup: _Setup, device: str, progress: bool
-) -> tuple[Any, str, list[str]]:
-    """The sampler, its name for the record, and notes for the user."""
+def _find_network(
+    sampler: str, prior: Prior, grid: SSPGrid
+) -> tuple[PosteriorNetwork | None, list[str]]:
+    """The posterior network to use, or None for the sampler "cla"; and notes for the user."""
     if sampler not in ("auto", "amortized", "cla"):
         raise DataError(f"expected sampler 'auto', 'amortized' or 'cla', got {sampler!r}")
     if sampler == "cla":
-        return ClaSampler(prior.to(device), progress=progress), "cla", []
+        return None, []
     path = find_posterior_network(prior.name, grid.name)
     if path is None:
         message = f"no posterior network for {prior.name} with {grid.name}"
         if sampler == "amortized":
             raise ArtifactError(f"{message}; use --sampler cla")
-        note = f"{message}: the slower sampler 'cla' is used, whose intervals are approximate"
-        return ClaSampler(prior.to(device), progress=progress), "cla", [note]
+        return None, [f"{message}: the sampler 'cla' is used, slow and with approximate intervals"]
     network = load_posterior_network(path)
     _check_partners(network, prior, grid)
-    notes = _domain_notes(network, setup)
-    engine = AmortizedSampler(network, setup.lsf_extra, setup.luminosity)
-    return engine, f"amortized ({network.name})", notes
+    return network, []
 
 
 def _check_partners(network: PosteriorNetwork, prior: Prior, grid: SSPGrid) -> None:
-    from sfhzoo.errors import Incompatible
-
     expected = network.config["training_set"]["sha256"]
     if expected != prior.config["training_set"]["sha256"]:
         raise Incompatible(

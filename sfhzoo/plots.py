@@ -36,8 +36,7 @@ MASS_FRACTION_SHOWN = 1e-3
 
 FEATURES = {
     "[O II]": 3728.5,
-    "Ca K": 3934.8,
-    "Ca H": 3969.6,
+    "Ca HK": 3952.2,
     "Hδ": 4102.9,
     "G": 4305.6,
     "Hγ": 4341.7,
@@ -172,7 +171,12 @@ def _draw_sfr(ax: Axes, posterior: Posterior) -> None:
         ax.set_ylim(0, 1.1 * peak)
     _draw_steps(ax, posterior.bins.edges, samples, BLUE)
     ax.set_ylabel("SFR (M$_\\odot$ yr$^{-1}$)")
-    ax.legend(loc="upper right", fontsize=9, frameon=True, framealpha=0.8, edgecolor="none")
+    # left of the observation's line, whatever the redshift
+    right = posterior.cosmic_time / posterior.bins.age_today
+    ax.legend(
+        loc="upper right", bbox_to_anchor=(right, 1.0), fontsize=9, framealpha=0.8,
+        edgecolor="none",
+    )  # fmt: skip
 
 
 def _format_plain(value: float, _: int) -> str:
@@ -180,12 +184,12 @@ def _format_plain(value: float, _: int) -> str:
 
 
 def _draw_metallicity(ax: Axes, posterior: Posterior) -> None:
-    mass = calc_mass_formed_per_bin(posterior.sfr, posterior.bins, posterior.cosmic_time)
+    now = posterior.cosmic_time
+    mass = calc_mass_formed_per_bin(posterior.sfr, posterior.bins, now)
     total = mass.sum(axis=1, keepdims=True)
     fraction = np.median(mass / np.where(total > 0, total, 1.0), axis=0)
-    # after the observation no mass counts, but a prediction is no worse for it
-    seen = posterior.bins.overlap(posterior.cosmic_time) > 0
-    weak = (fraction < MASS_FRACTION_SHOWN) & seen
+    seen = posterior.bins.overlap(now) > 0
+    weak = fraction < MASS_FRACTION_SHOWN
     samples, edges = posterior.logzsol, posterior.bins.edges
     for where, fade in ((weak, 0.25), (~weak, 1.0)):
         _draw_steps(ax, edges, np.where(where, samples, np.nan), GREEN, fade)
@@ -195,8 +199,8 @@ def _draw_metallicity(ax: Axes, posterior: Posterior) -> None:
     ax.axhline(0, color=GREY, lw=0.8, ls=":", zorder=0)
     if (weak & seen).any():
         ax.text(
-            0.985, 0.06, "faint: less than 0.1 % of the mass formed there", fontsize=8.5,
-            transform=ax.transAxes, ha="right", color=GREY, style="italic", zorder=7,
+            now - 0.1, 0.06, "faint: less than 0.1 % of the mass formed there", fontsize=8.5,
+            transform=ax.get_xaxis_transform(), ha="right", color=GREY, style="italic", zorder=7,
         )  # fmt: skip
     ax.set_ylabel("log$_{10}$ Z/Z$_\\odot$")
 
@@ -216,10 +220,10 @@ def _draw_cumulative_mass(ax: Axes, posterior: Posterior) -> None:
             continue
         ax.plot([t, t], [0, percent / 100], color=INK, lw=0.8, ls=":")
         ax.plot([t], [percent / 100], "o", color=INK, ms=4)
-        to_left = t > 0.7 * bins.age_today
+        to_left = t > 0.8 * bins.age_today
         ax.annotate(
             f"t$_{{{percent}}}$ = {t:.1f} Gyr", (t, percent / 100), textcoords="offset points",
-            xytext=(-8 if to_left else 8, -12), ha="right" if to_left else "left", fontsize=9,
+            xytext=(-8, -30) if to_left else (8, -13), ha="right" if to_left else "left", fontsize=9,
         )  # fmt: skip
     ax.set_ylim(0, 1.08)
     ax.set_ylabel("Mass fraction formed")
@@ -285,7 +289,7 @@ def _draw_fluxes(ax: Axes, posterior: Posterior) -> None:
         bottom, top = np.percentile(shown, [0.3, 99.7])
         span = max(top - bottom, 1e-3 * abs(top), 1e-30)
         # room for the features' names above and for the legend below
-        ax.set_ylim(bottom - 0.28 * span, top + 0.22 * span)
+        ax.set_ylim(bottom - 0.28 * span, top + 0.26 * span)
     unit = "erg s$^{-1}$ cm$^{-2}$ Å$^{-1}$"
     ax.set_ylabel(f"Flux (10$^{{{exponent}}}$ {unit})")
 
@@ -325,8 +329,8 @@ def _draw_features(ax: Axes, redshift: float) -> None:
         if not left < wave < right or wave - last < 0.012 * (right - left):
             continue
         last = wave
-        ax.axvline(wave, ymin=0.86, ymax=0.90, color=GREY, lw=0.8)
+        ax.axvline(wave, ymin=0.83, ymax=0.87, color=GREY, lw=0.8)
         ax.text(
-            wave, 0.915, name, transform=ax.get_xaxis_transform(), rotation=90, fontsize=8,
+            wave, 0.88, name, transform=ax.get_xaxis_transform(), rotation=90, fontsize=8,
             color=INK, ha="center", va="bottom",
         )  # fmt: skip

@@ -105,7 +105,6 @@ class CompressedLikelihood:
     ) -> None:
         self.model, self.scaling, self.ivar = model, scaling, ivar
         self.n_bins = model.templates.shape[0]
-        self.mean = torch.as_tensor(scaling.mean)
         self.std = torch.as_tensor(scaling.std)
         weight = ivar.sqrt()
         self.whitened = flux * weight
@@ -297,7 +296,8 @@ class CompressedLikelihood:
         else:
             d_sfr = self.std[0].expand_as(sfr)
         inside = (logzsol > nodes[0]) & (logzsol < nodes[-1])
-        return d_sfr, torch.where(inside, self.std[1], torch.zeros_like(logzsol))
+        slope = self.scaling.calc_logzsol_slope(logzsol)
+        return d_sfr, torch.where(inside, slope, torch.zeros_like(logzsol))
 
     def calc_chi2(self, state: Tensor) -> Tensor:
         """chi² [sample] over all pixels in use."""

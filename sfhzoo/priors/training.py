@@ -47,6 +47,8 @@ class TrainingOptions:
     ema_decay: float = 0.9995
     seed: int = 0
     parametrisation: str = "log"
+    logzsol_cap: float | None = None
+    cap_width: float = 0.08
     checkpoint_every: int = 1000
     architecture: str = "spectral-mlp"
     network: dict[str, Any] = field(default_factory=dict)
@@ -230,7 +232,13 @@ def load_training_x(
     path = Path(options.training_set)
     data = trainingset.load(path if path.is_absolute() or path.exists() else base / path)
     sfr, logzsol = data.histories("train")
-    scaling = HistoryScaling.fit(sfr, logzsol, options.parametrisation)  # type: ignore[arg-type]
+    scaling = HistoryScaling.fit(
+        sfr,
+        logzsol,
+        options.parametrisation,  # type: ignore[arg-type]
+        logzsol_cap=options.logzsol_cap,
+        cap_width=options.cap_width,
+    )
     return torch.from_numpy(scaling.to_x(sfr, logzsol)).float(), scaling, data
 
 

@@ -122,6 +122,7 @@ def train_posterior_network(
         "architecture": "conditional-spectral-mlp",
         "hyperparameters": network.hyperparameters,
         "sde": SCHEDULE.to_dict(),
+        "scaling": scaling.to_dict(),
         "prior": prior_name,
         "training_set": {"sha256": data.sha256},
         "grid": {"name": grid.name, "sha256": grid.sha256},

@@ -107,6 +107,7 @@ def polish(
 
     cost, shift, residual = cost_of(m, torch.arange(len(m)))
     damping = torch.full((len(m),), 1e-2, dtype=m.dtype)
+    growth = torch.full_like(damping, 2.0)
     active = torch.ones(len(m), dtype=torch.bool)
     for iteration in range(1, max_iterations + 1):
         k = active.nonzero()[:, 0]
@@ -114,18 +115,23 @@ def polish(
         gradient = weight * gradient[:, index] - (m[k] - start[k])[:, index] @ p
         hessian = weight * hessian[:, index][:, :, index] + p
         diagonal = hessian.diagonal(dim1=1, dim2=2)
-        diagonal += diagonal * damping[k, None]
+        extra = diagonal * damping[k, None]
+        diagonal += extra
         step = torch.cholesky_solve(gradient[..., None], torch.linalg.cholesky(hessian))[..., 0]
         step = step * (STEP_LIMIT / step.abs().amax(1).clamp(min=STEP_LIMIT))[:, None]
         trial = m[k]
         trial[:, index] += step
         new_cost, new_shift, new_residual = cost_of(trial, k)
-        better = new_cost < cost[k]
         gain = cost[k] - new_cost
+        better = gain > 0
         moved = k[better]
         m[moved], residual[moved] = trial[better], new_residual[better]
         cost[moved], shift[moved] = new_cost[better], new_shift[better]
-        damping[k] = torch.where(better, damping[k] * 0.2, damping[k] * 6.0).clamp(1e-9, 1e8)
+        # Nielsen 1999 (IMM-REP-1999-05): damping follows how well the step was predicted
+        ratio = gain / (step * (gradient + extra * step)).sum(1).clamp(min=1e-12)
+        softer = (1 - (2 * ratio - 1).clamp(-1, 1) ** 3).clamp(min=0.2)
+        damping[k] = (damping[k] * torch.where(better, softer, growth[k])).clamp(1e-9, 1e8)
+        growth[k] = torch.where(better, 2.0, growth[k] * 2)
         active[k] = (~better | (gain > tolerance)) & (damping[k] < 1e5)
         if not active.any():
             break
