@@ -28,16 +28,17 @@ _PUBLIC = {
 __all__ = [*sorted(_PUBLIC), "__version__"]
 
 if TYPE_CHECKING:
-    from sfhzoo.errors import SfhzooError
-    from sfhzoo.forward.model import ForwardModel
-    from sfhzoo.grids.ssp import SSPGrid
-    from sfhzoo.histories import HistoryScaling
-    from sfhzoo.inference import infer
-    from sfhzoo.posterior import Posterior
-    from sfhzoo.priors.prior import Prior
-    from sfhzoo.spectra.spectrum import Spectrum
-    from sfhzoo.timebins import TimeBins
-    from sfhzoo.zoo.artifacts import load_grid, load_prior
+    from sfhzoo.errors import SfhzooError as SfhzooError
+    from sfhzoo.forward.model import ForwardModel as ForwardModel
+    from sfhzoo.grids.ssp import SSPGrid as SSPGrid
+    from sfhzoo.histories import HistoryScaling as HistoryScaling
+    from sfhzoo.inference import infer as infer
+    from sfhzoo.posterior import Posterior as Posterior
+    from sfhzoo.priors.prior import Prior as Prior
+    from sfhzoo.spectra.spectrum import Spectrum as Spectrum
+    from sfhzoo.timebins import TimeBins as TimeBins
+    from sfhzoo.zoo.artifacts import load_grid as load_grid
+    from sfhzoo.zoo.artifacts import load_prior as load_prior
 
 
 def __getattr__(name: str) -> Any:

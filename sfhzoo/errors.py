@@ -1,14 +1,14 @@
 """The exceptions of sfhzoo.
 
     SfhzooError
-    ├── ArtifactError        a prior, grid or posterior network is missing or unusable  (exit code 4)
+    ├── ArtifactError        a prior, grid or posterior network is unusable   (exit code 4)
     │   ├── UnknownName      no such name in the zoo
     │   ├── NotCached        known, but not on this disk
     │   ├── HashMismatch     a file's sha256 is not the recorded one
     │   └── Incompatible     readable, but not by this version or not with its partner
-    ├── DataError            the user's spectrum or table cannot be used               (exit code 3)
-    ├── GridError            a grid cannot be built or evaluated                       (exit code 4)
-    └── SamplingError        the sampler did not produce a posterior                   (exit code 5)
+    ├── DataError            the user's spectrum or table cannot be used      (exit code 3)
+    ├── GridError            a grid cannot be built or evaluated              (exit code 4)
+    └── SamplingError        the sampler did not produce a posterior          (exit code 5)
 
 Every message says what was expected, what came, and what to do.
 """

@@ -78,8 +78,8 @@ class HistoryScaling:
     @classmethod
     def fit(
         cls,
-        sfr: NDArray[np.float64],
-        logzsol: NDArray[np.float64],
+        sfr: NDArray[np.floating],
+        logzsol: NDArray[np.floating],
         kind: Literal["log", "linear"] = "log",
         **bounds: Any,
     ) -> HistoryScaling:
@@ -138,12 +138,18 @@ class HistoryScaling:
     def to_dict(self) -> dict[str, Any]:
         """As stored in an artifact's config.json."""
         numbers = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**numbers, "mean": np.asarray(self.mean).tolist(), "std": np.asarray(self.std).tolist()}
+        return {
+            **numbers,
+            "mean": np.asarray(self.mean).tolist(),
+            "std": np.asarray(self.std).tolist(),
+        }
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> HistoryScaling:
         """The inverse of `to_dict`."""
-        return cls(**{**d, "mean": np.asarray(d["mean"], float), "std": np.asarray(d["std"], float)})
+        return cls(
+            **{**d, "mean": np.asarray(d["mean"], float), "std": np.asarray(d["std"], float)}
+        )
 
 
 def fill_empty_metallicity(
@@ -159,7 +165,7 @@ def fill_empty_metallicity(
     first = np.where(full.any(axis=1), full.argmax(axis=1), 0)
     source = np.where(last >= 0, last, first[:, None])
     filled = np.take_along_axis(logzsol, source, axis=1)
-    return np.maximum(np.where(full.any(axis=1)[:, None], filled, floor), floor)
+    return np.maximum(np.where(full.any(axis=1, keepdims=True), filled, floor), floor)
 
 
 # ---- derived quantities -------------------------------------------------------------------------
@@ -213,7 +219,9 @@ def calc_logzsol_mass_weighted(
     """log10 of the mass-weighted mean Z/Z_sun [...] of stars formed before `cosmic_time`."""
     mass = calc_mass_formed_per_bin(sfr, bins, cosmic_time)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.log10((mass * 10.0 ** np.asarray(logzsol, float)).sum(axis=-1) / mass.sum(axis=-1))
+        return np.log10(
+            (mass * 10.0 ** np.asarray(logzsol, float)).sum(axis=-1) / mass.sum(axis=-1)
+        )
 
 
 def calc_sfr_recent(

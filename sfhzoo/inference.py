@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -361,7 +360,9 @@ def _predict(spectrum: Spectrum, setup: _Setup, draws: Draws) -> NDArray[np.floa
     flux = setup.full(sfr, logzsol, p.a_v, p.sigma_v, p.velocity).numpy()
     wave, used_wave = setup.full.wave_obs, problem.model.wave_obs
     if problem.calibration_order:
-        rows = calc_calibration_rows(wave, (used_wave[0], used_wave[-1]), problem.calibration_order)
+        rows = calc_calibration_rows(
+            wave, (used_wave[0], used_wave[-1]), problem.calibration_order
+        )
         reference = calc_smooth_flux(problem.flux, problem.ivar).numpy()
         c = draws.state[:, d + nuisance.N_NUISANCE :].numpy()
         flux = flux + c @ (rows * np.interp(wave, used_wave, reference))

@@ -38,8 +38,13 @@ def check_output(directory: str | os.PathLike[str], overwrite: bool = False) -> 
     parent = target.parent
     while not parent.exists():
         parent = parent.parent
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise OutputError(f"cannot write into {parent}; choose another place for the output")
+    try:
+        # permission bits do not tell of read-only file systems, nor bind a superuser
+        tempfile.TemporaryDirectory(prefix=".sfhzoo", dir=parent).cleanup()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into {parent} ({error.strerror}); choose another place for the output"
+        ) from error
     return target
 
 

@@ -222,8 +222,9 @@ def _draw_cumulative_mass(ax: Axes, posterior: Posterior) -> None:
         ax.plot([t], [percent / 100], "o", color=INK, ms=4)
         to_left = t > 0.8 * bins.age_today
         ax.annotate(
-            f"t$_{{{percent}}}$ = {t:.1f} Gyr", (t, percent / 100), textcoords="offset points",
-            xytext=(-8, -30) if to_left else (8, -13), ha="right" if to_left else "left", fontsize=9,
+            f"t$_{{{percent}}}$ = {t:.1f} Gyr", (t, percent / 100), fontsize=9,
+            textcoords="offset points", xytext=(-8, -30) if to_left else (8, -13),
+            ha="right" if to_left else "left",
         )  # fmt: skip
     ax.set_ylim(0, 1.08)
     ax.set_ylabel("Mass fraction formed")

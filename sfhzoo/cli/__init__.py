@@ -25,6 +25,17 @@ _COMMANDS = {
     "prior": ("sfhzoo.cli.prior", "prior_group", "Priors: evaluate."),
 }
 
+_EXTRAS = {
+    "diffstar": "simulations",
+    "diffmah": "simulations",
+    "dsps": "simulations",
+    "jax": "simulations",
+    "bagpipes": "grids",
+    "fsps": "fsps",
+    "sklearn": "validate",
+}
+"""The optional dependencies that bring each package."""
+
 
 class _LazyGroup(click.Group):
     """Lists commands with their help without importing them."""
@@ -78,6 +89,7 @@ def run(args: list[str] | None = None) -> int:
         return int(e.exit_code)
     except click.ClickException as e:
         e.show()
+        # click's own code 1 for a file that cannot be opened means a failed check here
         return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing was written", err=True)
@@ -90,6 +102,13 @@ def run(args: list[str] | None = None) -> int:
         # the reader (head, less) has gone; a second error at exit would only confuse
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        return _fail(f"{where}{e.strerror or e}", 1, e)
+    except ModuleNotFoundError as e:
+        text = f"this command needs the package {e.name!r}, which is not installed"
+        extra = _EXTRAS.get(str(e.name).partition(".")[0])
+        return _fail(f"{text}: pip install 'sfhzoo[{extra}]'" if extra else text, 1, e)
     except Exception as e:  # noqa: BLE001  the last resort between a user and a traceback
         text = f"unexpected {type(e).__name__}: {e} (please report; SFHZOO_DEBUG=1 shows more)"
         return _fail(text, 1, e)

@@ -15,7 +15,7 @@ EXAMPLE = BUNDLED / "spec-NGC3522.fits"
 
 
 class FreeOrValue(click.ParamType):
-    """"free", or a number within a range."""
+    """The word "free", or a number within a range."""
 
     name = "free|VALUE"
 
@@ -62,44 +62,110 @@ def default_output(spectrum: Path) -> Path:
 @click.command("infer")
 @click.argument("spectrum", type=click.Path(path_type=Path))
 @click.option("--prior", default=DEFAULT_PRIOR, show_default=True, help="Name or path of a prior.")
-@click.option("--grid", default=DEFAULT_GRID, show_default=True,
-              help="Name or path of a grid of stellar populations.")
+@click.option(
+    "--grid",
+    default=DEFAULT_GRID,
+    show_default=True,
+    help="Name or path of a grid of stellar populations.",
+)
 @click.option("--redshift", type=float, help="Redshift; wins over the one in the file.")
-@click.option("--samples", type=click.IntRange(2, 100_000), default=100, show_default=True,
-              help="Number of posterior samples.")
-@click.option("--sampler", type=click.Choice(["auto", "amortized", "cla"]), default="auto",
-              show_default=True, help="auto: amortized where a posterior network fits, else cla.")
-@click.option("--av", type=FreeOrValue(0, 4), default="free", show_default=True,
-              help="V-band attenuation, mag.")
-@click.option("--sigma-v", type=FreeOrValue(1, 500), default="free", show_default=True,
-              help="Stellar velocity dispersion, km/s.")
-@click.option("--calibration-order", type=click.IntRange(0, 30), default=0, show_default=True,
-              help="Order of a multiplicative calibration polynomial, 3 % per order; 0 = none.")
-@click.option("--redshift-offset", type=click.Choice(["free", "fixed"]), default="free",
-              show_default=True, help="Fit a velocity offset (100 km/s) from the redshift.")
-@click.option("--jitter", type=click.Choice(["free", "fixed"]), default="free", show_default=True,
-              help="Fit a factor on the file's errors.")
+@click.option(
+    "--samples",
+    type=click.IntRange(2, 100_000),
+    default=100,
+    show_default=True,
+    help="Number of posterior samples.",
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(["auto", "amortized", "cla"]),
+    default="auto",
+    show_default=True,
+    help="auto: amortized where a posterior network fits, else cla.",
+)
+@click.option(
+    "--av",
+    type=FreeOrValue(0, 4),
+    default="free",
+    show_default=True,
+    help="V-band attenuation, mag.",
+)
+@click.option(
+    "--sigma-v",
+    type=FreeOrValue(1, 500),
+    default="free",
+    show_default=True,
+    help="Stellar velocity dispersion, km/s.",
+)
+@click.option(
+    "--calibration-order",
+    type=click.IntRange(0, 30),
+    default=0,
+    show_default=True,
+    help="Order of a multiplicative calibration polynomial, 3 % per order; 0 = none.",
+)
+@click.option(
+    "--redshift-offset",
+    type=click.Choice(["free", "fixed"]),
+    default="free",
+    show_default=True,
+    help="Fit a velocity offset (100 km/s) from the redshift.",
+)
+@click.option(
+    "--jitter",
+    type=click.Choice(["free", "fixed"]),
+    default="free",
+    show_default=True,
+    help="Fit a factor on the file's errors.",
+)
 @click.option("--ebv", type=click.FloatRange(0, 5), help="Galactic E(B-V) to remove first, mag.")
 @click.option("--air", is_flag=True, help="Wavelengths of the file are in air.")
 @click.option("--lsf", help="Line-spread function, R=2000 or FWHM=2.5A; wins over the file's.")
 @click.option("--flux-unit", help="Flux unit of a table without one, e.g. '1e-17 erg/s/cm2/AA'.")
-@click.option("--mask", "exclude", type=WaveRange(), multiple=True,
-              help="Observed range to leave out, Å; may be repeated.")
-@click.option("--lines", type=click.Choice(["mask", "keep"]), default="mask", show_default=True,
-              help="Emission lines.")
+@click.option(
+    "--mask",
+    "exclude",
+    type=WaveRange(),
+    multiple=True,
+    help="Observed range to leave out, Å; may be repeated.",
+)
+@click.option(
+    "--lines",
+    type=click.Choice(["mask", "keep"]),
+    default="mask",
+    show_default=True,
+    help="Emission lines.",
+)
 @click.option("--wave-range", type=WaveRange(), help="Observed range to use, Å.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Same seed, same machine: same result.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Same seed, same machine: same result.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
-@click.option("--out", type=click.Path(path_type=Path),
-              help="Output directory [default: <spectrum stem>.sfhzoo].")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Output directory [default: <spectrum stem>.sfhzoo].",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of a table.")
 @click.option("--quiet", is_flag=True, help="No progress and no warnings on stderr.")
 def infer_command(
-    spectrum: Path, out: Path | None, overwrite: bool, as_json: bool, quiet: bool, av: Any,
-    air: bool, lsf: str | None, flux_unit: str | None, ebv: float | None,
-    redshift: float | None, **options: Any,
+    spectrum: Path,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    av: Any,
+    air: bool,
+    lsf: str | None,
+    flux_unit: str | None,
+    ebv: float | None,
+    redshift: float | None,
+    **options: Any,
 ) -> None:
     """Posterior star formation and metallicity history of the galaxy in SPECTRUM.
 
@@ -111,15 +177,18 @@ def infer_command(
     from sfhzoo.spectra.spectrum import Spectrum
 
     if redshift is not None and not 0 < redshift < 20:
-        raise click.BadParameter(f"expected above 0 and below 20, got {redshift}",
-                                 param_hint="--redshift")
+        raise click.BadParameter(
+            f"expected above 0 and below 20, got {redshift}", param_hint="--redshift"
+        )
     target = check_output(out or default_output(spectrum), overwrite)
     observed = Spectrum.read(
         spectrum, redshift=redshift, air=air, flux_unit=flux_unit, lsf=lsf, ebv=ebv
     )
     say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
-    say(f"{observed.name}: redshift {observed.redshift}, {observed.n_pixels} pixels, "
-        f"median S/N {observed.snr:.1f}")
+    say(
+        f"{observed.name}: redshift {observed.redshift}, {observed.n_pixels} pixels, "
+        f"median S/N {observed.snr:.1f}"
+    )
     from sfhzoo.inference import infer
 
     posterior = infer(observed, a_v=av, progress=not quiet, **options)
@@ -133,8 +202,10 @@ def infer_command(
         from sfhzoo.report import format_table
 
         click.echo(format_table(summary))
-    say(f"prior {summary['prior']['name']}, grid {summary['grid']['name']}, "
-        f"{summary['wall_s']['total']:.1f} s; written to {target}")
+    say(
+        f"prior {summary['prior']['name']}, grid {summary['grid']['name']}, "
+        f"{summary['wall_s']['total']:.1f} s; written to {target}"
+    )
 
 
 @click.command("example")

@@ -25,8 +25,12 @@ def build_command(recipe: Path, out: Path, quiet: bool) -> None:
 
 @simulation_group.command("check")
 @click.argument("training_set", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True,
-              help="Directory for the figure and the table.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Directory for the figure and the table.",
+)
 def check_command(training_set: Path, out: Path) -> None:
     """Compare the population of TRAINING_SET with published relations."""
     from sfhzoo.simulations.checks import check

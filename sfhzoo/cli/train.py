@@ -16,16 +16,26 @@ def _set_threads(threads: int | None) -> None:
 
 @click.command("train")
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True,
-              help="Artifact directory; also holds the checkpoint.")
-@click.option("--resume/--restart", default=True, show_default=True,
-              help="Continue from the checkpoint in --out.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Artifact directory; also holds the checkpoint.",
+)
+@click.option(
+    "--resume/--restart",
+    default=True,
+    show_default=True,
+    help="Continue from the checkpoint in --out.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--steps", type=click.IntRange(1), help="Override the recipe's number of steps.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train_command(
-    recipe: Path, out: Path, resume: bool, threads: int | None, steps: int | None, quiet: bool
-) -> None:
+    recipe: Path, out: Path, resume: bool, threads: int | None, device: str,
+    steps: int | None, quiet: bool,
+) -> None:  # fmt: skip
     """Train the prior of RECIPE (TOML) by denoising score matching.
 
     Safe to interrupt: run the same command again and it continues.
@@ -33,18 +43,28 @@ def train_command(
     from sfhzoo.priors.training import train
 
     _set_threads(threads)
-    click.echo(str(train(recipe, out, resume=resume, progress=not quiet, steps=steps)))
+    written = train(recipe, out, resume=resume, device=device, progress=not quiet, steps=steps)
+    click.echo(str(written))
 
 
 @click.command("amortize")
 @click.argument("prior")
 @click.argument("grid")
-@click.option("--training-set", type=click.Path(exists=True, path_type=Path), required=True,
-              help="The prior's training set (Zarr).")
+@click.option(
+    "--training-set",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="The prior's training set (Zarr).",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Artifact directory.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
-@click.option("--pool", type=click.IntRange(1000), default=480_000, show_default=True,
-              help="Simulated observations.")
+@click.option(
+    "--pool",
+    type=click.IntRange(1000),
+    default=480_000,
+    show_default=True,
+    help="Simulated observations.",
+)
 @click.option("--steps", type=click.IntRange(1), default=20_000, show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def amortize_command(

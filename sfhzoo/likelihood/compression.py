@@ -71,7 +71,8 @@ class Polynomial:
         difference = value[..., None] - k
         products = [difference[..., o].prod(-1) for o in others]
         slopes = [
-            sum(difference[..., [m for m in o if m != j]].prod(-1) for j in o) for o in others
+            torch.stack([difference[..., [m for m in o if m != j]].prod(-1) for j in o]).sum(0)
+            for o in others
         ]
         return torch.stack(products, -1) / scale, torch.stack(slopes, -1) / scale
 
@@ -214,7 +215,7 @@ class CompressedLikelihood:
         J r is exact for the interpolated S. In J J^T the history's templates are those of the
         nearest node of A_V and sigma_v: it steers the steps, not where they end.
         """
-        sfr, logzsol, u, c = self.split(state)
+        sfr, logzsol, u, _ = self.split(state)
         n, d = len(state), 2 * self.n_bins
         index, share, width = self._metallicity(logzsol)
         d_sfr, d_z = self._history_slopes(sfr, logzsol)
@@ -262,12 +263,17 @@ class CompressedLikelihood:
         """dS/du [sample, 3, component]."""
         by_dust = self._mix(mix._replace(l_a=mix.d_a), s)
         by_sigma = torch.einsum("na,ns,nask->nk", mix.l_a, mix.d_s, s.flux)
-        by_velocity = torch.einsum("na,nak->nk", mix.l_a, s.slope + mix.dv[..., None] * s.curvature)
+        by_velocity = torch.einsum(
+            "na,nak->nk", mix.l_a, s.slope + mix.dv[..., None] * s.curvature
+        )
         slopes = nuisance.calc_derivative(u)
         return torch.stack([by_dust, by_sigma, by_velocity], 1) * slopes[..., None]
 
     def _back(self, mix: _Mix, residual: Tensor) -> Tensor:
-        """Each template at the sample's nuisance parameters times the residual [sample, template]."""
+        """Each template, at the sample's nuisance parameters, times the residual.
+
+        Shape [sample, template].
+        """
         per_s = torch.cat([mix.l_s, mix.dv, 0.5 * mix.dv**2], dim=1)
         spread = (mix.l_a[:, :, None, None] * per_s[:, None, :, None]) * residual[:, None, None]
         return spread.flatten(1) @ self.stacked.T
@@ -306,7 +312,7 @@ class CompressedLikelihood:
     def calc_flux(self, state: Tensor, model: ForwardModel | None = None) -> Tensor:
         """Exact model spectra [sample, wave] on the pixels of `model` (default: those in use)."""
         model = model or self.model
-        sfr, logzsol, u, c = self.split(state)
+        sfr, logzsol, u, _ = self.split(state)
         p = nuisance.to_physical(u)
         fine = calc_spectrum(sfr, logzsol, model.templates, model.nodes)
         return model.observe(fine, p.a_v, p.sigma_v, p.velocity)

@@ -3,7 +3,8 @@
 `SpectralMLP` is a residual MLP whose input, output and skip connection are scaled per principal
 component of the training set. With x = Q v, covariance Q diag(lambda) Q^T and noise level s:
 
-    D(x; s) = Q [ lambda / (lambda + s²) v  +  s sqrt(lambda / (lambda + s²)) F(v / sqrt(lambda + s²), s) ]
+    r = lambda / (lambda + s²)
+    D(x; s) = Q [ r v  +  s sqrt(r) F(v / sqrt(lambda + s²), s) ]
     f(t, x) = (D(x; s) - x) / s
 
 The first term is the exact denoiser of a Gaussian with that covariance, so the network F learns
@@ -29,6 +30,8 @@ from sfhzoo.priors.schedule import NoiseSchedule
 
 class SigmaEmbedding(nn.Module):
     """Fourier features of ln sigma_t: [batch] -> [batch, 2 n], fixed frequencies."""
+
+    frequency: Tensor
 
     def __init__(self, n: int = 32) -> None:
         super().__init__()
@@ -69,6 +72,9 @@ class SpectralMLP(nn.Module):
     basis, eigenvalues : principal components Q [d, d] (columns) and lambda [d] of the training
         set, d = 2 bin; identity and 1 until weights are loaded
     """
+
+    basis: Tensor
+    eigenvalues: Tensor
 
     def __init__(
         self,

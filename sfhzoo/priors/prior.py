@@ -6,6 +6,7 @@ plus noise of level s (Tweedie). Everything a sampler needs comes through it.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class Prior:
         return self
 
     def score(self, x: Tensor, sigma_t: Tensor) -> Tensor:
-        """Gradient of the log density of the noised histories; x [batch, 2, bin], sigma_t [batch]."""
+        """Gradient of the noised histories' log density; x [batch, 2, bin], sigma_t [batch]."""
         self.nfe += 1
         level = sigma_t.clamp(self.schedule.sigma_min, self.schedule.sigma_max)
         return self.score_model.score(self.schedule.time_of(level), x)
@@ -90,7 +91,7 @@ class Prior:
         return ((noise.flatten(1) * spread) @ self.network.basis.T).view(noise.shape)
 
     def _flow(self, x: Tensor, levels: Tensor) -> Tensor:
-        for now, after in zip(levels[:-1], levels[1:], strict=True):
+        for now, after in pairwise(levels):
             slope = -now * self.score(x, now.expand(len(x)))
             step = x + (after - now) * slope
             if after > 0:

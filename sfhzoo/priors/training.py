@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sfhzoo.errors import DataError, SamplingError
 from sfhzoo.histories import HistoryScaling
-from sfhzoo.priors.network import build_network, build_score_model
+from sfhzoo.priors.network import SpectralMLP, build_network, build_score_model
 from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.simulations import trainingset
 
@@ -60,7 +60,9 @@ class TrainingOptions:
         table = recipe.get("training", {})
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(table) - known):
-            raise DataError(f"{where}: [training] has unknown {unknown}; known are {sorted(known)}")
+            raise DataError(
+                f"{where}: [training] has unknown {unknown}; known are {sorted(known)}"
+            )
         if "training_set" not in table:
             raise DataError(f"{where}: [training] needs training_set, the path of a Zarr set")
         return cls(**table)
@@ -84,7 +86,7 @@ def learning_rate_at(step: int, options: TrainingOptions) -> float:
 
 
 class Ema:
-    """Exponential moving average of parameters, with a warm-up so that early steps are forgotten."""
+    """Exponential moving average of parameters, warmed up so that early steps are forgotten."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -150,7 +152,9 @@ class TrainingState:
         self.ema.shadow = part("ema.")
         state: dict[int, dict[str, Tensor]] = {}
         for i, (name, _) in enumerate(self.network.named_parameters()):
-            found = {key: tensors.get(f"opt.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            found = {
+                key: tensors.get(f"opt.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
+            }
             state[i] = {k: v for k, v in found.items() if v is not None}
         packed = self.optimizer.state_dict()
         packed["state"] = {i: s for i, s in state.items() if s}
@@ -163,7 +167,9 @@ class TrainingState:
 Loss = Callable[[TrainingState], Tensor]
 
 
-def denoising_loss(score_model: Any, schedule: NoiseSchedule, x: Tensor, options: TrainingOptions) -> Loss:
+def denoising_loss(
+    score_model: Any, schedule: NoiseSchedule, x: Tensor, options: TrainingOptions
+) -> Loss:
     """The loss of one random batch of x [galaxy, 2, bin]."""
 
     def loss(state: TrainingState) -> Tensor:
@@ -173,7 +179,7 @@ def denoising_loss(score_model: Any, schedule: NoiseSchedule, x: Tensor, options
         noise = torch.randn(x0.shape, generator=g)
         x_t = x0 + sigma_t.view(-1, 1, 1) * noise
         residual = score_model.model(schedule.time_of(sigma_t), x_t) + noise
-        if hasattr(state.network, "weigh_residual"):
+        if isinstance(state.network, SpectralMLP):
             residual = state.network.weigh_residual(residual, sigma_t)
         return residual.square().mean()
 
@@ -210,7 +216,9 @@ def run_steps(
             recent = []
             bar.set_postfix(loss=f"{state.losses[-1]:.4f}")
             if not math.isfinite(state.losses[-1]):
-                raise SamplingError(f"training diverged at step {state.step}: the loss is not finite")
+                raise SamplingError(
+                    f"training diverged at step {state.step}: the loss is not finite"
+                )
         if state.step % options.checkpoint_every == 0 or state.step == options.steps:
             state.cpu_seconds += time.process_time() - clock
             clock = time.process_time()
@@ -228,7 +236,7 @@ def make_state(network: nn.Module, options: TrainingOptions) -> TrainingState:
 def load_training_x(
     options: TrainingOptions, base: Path
 ) -> tuple[Tensor, HistoryScaling, trainingset.TrainingSet]:
-    """Standardised training histories [galaxy, 2, bin], their scaling and the set they are from."""
+    """Standardised training histories [galaxy, 2, bin], their scaling and their set."""
     path = Path(options.training_set)
     data = trainingset.load(path if path.is_absolute() or path.exists() else base / path)
     sfr, logzsol = data.histories("train")
@@ -298,7 +306,7 @@ def _fresh_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network = build_network(options.architecture, options.network, schedule)
-    if options.architecture == "spectral-mlp":
+    if isinstance(network, SpectralMLP):
         basis, eigenvalues = calc_principal_components(x)
         network.basis.copy_(basis)
         network.eigenvalues.copy_(eigenvalues)
@@ -306,7 +314,9 @@ def _fresh_network(
 
 
 def _identity(options: TrainingOptions) -> str:
-    kept = {k: v for k, v in asdict(options).items() if k not in ("training_set", "checkpoint_every")}
+    kept = {
+        k: v for k, v in asdict(options).items() if k not in ("training_set", "checkpoint_every")
+    }
     return json.dumps(kept, sort_keys=True)
 
 

@@ -67,11 +67,15 @@ class AmortizedSampler:
         centred = torch.cat([a - a.mean(0) for a in anchors])
         likelihood = self._likelihood(problem, error, state, generator)
         second = torch.stack(targets).repeat_interleave(size, 0)
-        done = self._update(problem, likelihood, state, centred, second, error, fraction, generator)
+        done = self._update(
+            problem, likelihood, state, centred, second, error, fraction, generator
+        )
         keep, n_replaced = self._select(done, n, generator)
         final = done.state[keep]
         flux = likelihood.calc_flux(final)
-        chi2 = ((problem.flux - self._calibrated(likelihood, final, flux)) ** 2 * problem.ivar).sum(1)
+        chi2 = (
+            (problem.flux - self._calibrated(likelihood, final, flux)) ** 2 * problem.ivar
+        ).sum(1)
         factor = draw_error_scale(chi2, len(problem.flux), problem.fit_error_scale, generator)
         loss = likelihood.calc_loss(final, flux)
         shift = float(done.shift[keep].median()) / likelihood.n_state
@@ -138,7 +142,7 @@ class AmortizedSampler:
     def _draw(
         self, problem: Problem, features: Tensor, n: int, generator: torch.Generator
     ) -> Tensor:
-        """States [n, n_state] of the network, fixed parameters imposed, calibration from its prior."""
+        """States [n, n_state]: the network's, fixed parameters imposed, calibration a priori."""
         state = self.network.draw(features, n, generator, STEPS).double()
         state = _impose(state, problem.fixed_coordinates())
         c = torch.randn((n, problem.calibration_order), generator=generator, dtype=torch.float64)

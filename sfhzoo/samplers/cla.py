@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 
@@ -68,17 +69,24 @@ def fit_profile(problem: Problem) -> Profile:
         return float(residual**2 + 100 * (((trial - inside) / scale) ** 2).sum())
 
     if not free:
-        return Profile(*values, chi2_of(np.zeros(0)))
+        return _make_profile(values, chi2_of(np.zeros(0)))
     found = minimize(
         chi2_of, np.zeros(len(free)), method="Nelder-Mead",
-        options={"maxfev": 70, "xatol": 0.02, "fatol": 0.5, "initial_simplex": _simplex(len(free))},
+        options={
+            "maxfev": 70, "xatol": 0.02, "fatol": 0.5, "initial_simplex": _simplex(len(free)),
+        },
     )  # fmt: skip
     values[free] = np.clip(
         start[free] + found.x * scale[free],
         np.array([0.0, 1.0, -300.0])[free],
         np.array([nuisance.A_V_MAX, 500.0, 300.0])[free],
     )
-    return Profile(*values, float(found.fun))
+    return _make_profile(values, float(found.fun))
+
+
+def _make_profile(values: NDArray[np.float64], chi2: float) -> Profile:
+    a_v, sigma_v, velocity = values.tolist()
+    return Profile(a_v, sigma_v, velocity, chi2)
 
 
 def _simplex(n: int) -> np.ndarray:
@@ -114,7 +122,7 @@ class ClaSampler:
         start_nfe = self.prior.nfe
         batches = [min(self.batch, n - i) for i in range(0, n, self.batch)]
         x = torch.cat([self._reverse(likelihood, b, generator) for b in batches])
-        u = nuisance.to_coordinates(*(torch.tensor(v).double() for v in profile[:3]))
+        u = nuisance.to_coordinates(*(torch.tensor(v, dtype=torch.float64) for v in profile[:3]))
         state = torch.cat([x.double().flatten(1), u.expand(n, -1)], dim=1)
         sfr, logzsol = problem.scaling.from_x(x.double())
         flux = calc_spectrum(sfr, logzsol, templates, problem.model.nodes)
@@ -163,9 +171,7 @@ class _ConvolvedLikelihood:
         self.templates = (templates / unit).float()
         self.flux = (problem.flux / unit).float()
         self.variance = (1 / (ivar * unit**2)).float()
-        alpha = torch.randn(
-            (N_CONVOLUTION_DRAWS, 2, problem.n_bins), generator=generator
-        )
+        alpha = torch.randn((N_CONVOLUTION_DRAWS, 2, problem.n_bins), generator=generator)
         self.convolved = self.spectrum(alpha).var(dim=0)
 
     def spectrum(self, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sfhzoo.likelihood.compression import CompressedLikelihood
 
-MAX_ITERATIONS = 25
+MAX_ITERATIONS = 20
 STEP_LIMIT = 1.5
 """Largest change of one coordinate per iteration, in prior standard deviations."""
 
@@ -39,9 +39,7 @@ class Split(NamedTuple):
     fraction: float
 
 
-def split_data(
-    flux: Tensor, error: Tensor, fraction: float, generator: torch.Generator
-) -> Split:
+def split_data(flux: Tensor, error: Tensor, fraction: float, generator: torch.Generator) -> Split:
     """Fission of a flux [wave] with errors [wave]; `fraction` of the information goes to y1."""
     noise = torch.randn(flux.shape, generator=generator, dtype=flux.dtype) * error
     if fraction >= 1.0:
@@ -65,7 +63,7 @@ def calc_precision(draws: Tensor, free: Tensor, floor: float = 1e-8) -> Tensor:
 
 
 class Polished(NamedTuple):
-    """`state` [sample, n_state], `cost` and `shift` [sample]: the objective, and its anchor term."""
+    """`state` [sample, n_state]; `cost` [sample], the objective, and `shift`, its anchor term."""
 
     state: Tensor
     cost: Tensor
@@ -81,7 +79,7 @@ def polish(
     free: Tensor,
     weight: float,
     max_iterations: int = MAX_ITERATIONS,
-    tolerance: float = 0.05,
+    tolerance: float = 0.1,
 ) -> Polished:
     """Levenberg-Marquardt from each draw to its own optimum.
 
@@ -109,7 +107,9 @@ def polish(
     damping = torch.full((len(m),), 1e-2, dtype=m.dtype)
     growth = torch.full_like(damping, 2.0)
     active = torch.ones(len(m), dtype=torch.bool)
-    for iteration in range(1, max_iterations + 1):
+    iterations = 0
+    while active.any() and iterations < max_iterations:
+        iterations += 1
         k = active.nonzero()[:, 0]
         gradient, hessian = likelihood.linearise(m[k], residual[k])
         gradient = weight * gradient[:, index] - (m[k] - start[k])[:, index] @ p
@@ -133,6 +133,4 @@ def polish(
         damping[k] = (damping[k] * torch.where(better, softer, growth[k])).clamp(1e-9, 1e8)
         growth[k] = torch.where(better, 2.0, growth[k] * 2)
         active[k] = (~better | (gain > tolerance)) & (damping[k] < 1e5)
-        if not active.any():
-            break
-    return Polished(m, cost, shift, iteration)
+    return Polished(m, cost, shift, iterations)

@@ -8,6 +8,7 @@ exact likelihood enters afterwards.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,8 +33,18 @@ class ConditionalMLP(nn.Module):
     width, blocks, condition : of the residual MLP and of its condition vector
     """
 
+    basis: Tensor
+    eigenvalues: Tensor
+    feature_mean: Tensor
+    feature_std: Tensor
+
     def __init__(
-        self, n_state: int, n_features: int, width: int = 512, blocks: int = 5, condition: int = 256
+        self,
+        n_state: int,
+        n_features: int,
+        width: int = 512,
+        blocks: int = 5,
+        condition: int = 256,
     ) -> None:
         super().__init__()
         self.hyperparameters = {
@@ -84,7 +95,9 @@ class ConditionalMLP(nn.Module):
         total = lam + s**2
         v = v0 + s * noise
         target = (v0 - lam / total * v) * (total / lam).sqrt() / s
-        return (self.correction(v, sigma_t, self.embed_features(features)) - target).square().mean()
+        return (
+            (self.correction(v, sigma_t, self.embed_features(features)) - target).square().mean()
+        )
 
 
 class PosteriorNetwork:
@@ -107,7 +120,9 @@ class PosteriorNetwork:
         self.nfe = 0
 
     @torch.no_grad()
-    def draw(self, features: Tensor, n: int, generator: torch.Generator, steps: int = 40) -> Tensor:
+    def draw(
+        self, features: Tensor, n: int, generator: torch.Generator, steps: int = 40
+    ) -> Tensor:
         """n states [n, n_state] for one observation's features [1, n_features].
 
         Ancestral sampling (Song et al. 2021, arXiv:2011.13456, appendix F): each step draws
@@ -119,7 +134,7 @@ class PosteriorNetwork:
         spread = (net.eigenvalues + levels[0] ** 2).sqrt()
         d = len(spread)
         state = (torch.randn((n, d), generator=generator) * spread) @ net.basis.T
-        for now, after in zip(levels[:-1], levels[1:], strict=True):
+        for now, after in pairwise(levels):
             clean = net.denoise(state, now.expand(n), embedded)
             r = (after / now) ** 2
             fresh = torch.randn((n, d), generator=generator)
@@ -130,4 +145,4 @@ class PosteriorNetwork:
 
 def split_state(state: Tensor, n_bins: int) -> tuple[Tensor, Tensor]:
     """(x [sample, 2, bin], u [sample, 3]) of states [sample, 2 bin + 3]."""
-    return state[:, : -N_NUISANCE].view(len(state), 2, n_bins), state[:, -N_NUISANCE:]
+    return state[:, :-N_NUISANCE].view(len(state), 2, n_bins), state[:, -N_NUISANCE:]

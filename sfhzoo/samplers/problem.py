@@ -73,9 +73,7 @@ class Draws:
     warnings: tuple[str, ...] = ()
 
 
-def draw_error_scale(
-    chi2: Tensor, n_pixels: int, fit: bool, generator: torch.Generator
-) -> Tensor:
+def draw_error_scale(chi2: Tensor, n_pixels: int, fit: bool, generator: torch.Generator) -> Tensor:
     """Draws [sample] of the factor f on the errors, given chi² [sample] with the file's errors.
 
     With p(f) ~ 1/f the conditional posterior of f² is chi² over a chi-squared variate of N.

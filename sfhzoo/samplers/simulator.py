@@ -1,4 +1,4 @@
-"""Simulated observations: the pairs (history and nuisance, features) a posterior network learns from.
+"""Simulated observations: pairs (history and nuisance, features) for a posterior network.
 
 Every object draws its own redshift, dust, kinematics, calibration error, wavelength range, and
 signal-to-noise ratio with its wavelength dependence. Spectra live on the encoder's rest grid, in
@@ -72,7 +72,7 @@ class Simulator:
         self.curve = torch.from_numpy(calc_calzetti_curve(self.wave)).float()
         ssp = _rebin(grid, self.wave)
         self.basis, coefficients = _factorise(ssp)
-        # equal steps in cosmic time would leave few objects nearby, equal steps in redshift few far
+        # equal steps in cosmic time leave few objects nearby, equal steps in redshift few far
         z = np.geomspace(domain.redshift[0] + 0.02, domain.redshift[1] + 0.02, N_REDSHIFTS) - 0.02
         self.redshifts = np.maximum(z, domain.redshift[0])
         self.times = np.array([bins.age_at(z) for z in self.redshifts])
@@ -180,7 +180,10 @@ def _rebin(grid: SSPGrid, wave: np.ndarray) -> Tensor:
 
 
 def _factorise(ssp: Tensor) -> tuple[Tensor, Tensor]:
-    """SSPs = coefficients @ basis; basis [component, pixel], coefficients [metallicity, age, component]."""
+    """SSPs = coefficients @ basis.
+
+    Shapes: basis [component, pixel], coefficients [metallicity, age, component].
+    """
     flat = ssp.flatten(0, 1)
     norm = flat.norm(dim=1, keepdim=True)
     _, _, axes = torch.linalg.svd(flat / norm, full_matrices=False)

@@ -45,7 +45,7 @@ def calc_ornstein_uhlenbeck(
     decay = np.exp(-step / timescale)
     noise = rng.standard_normal(shape)
     noise[:, 1:] *= np.sqrt(1.0 - decay**2)
-    return lfilter([1.0], [1.0, -decay], noise, axis=1)
+    return np.asarray(lfilter([1.0], [1.0, -decay], noise, axis=1), np.float64)
 
 
 def calc_soft_cap(value: NDArray[np.float64], cap: float, width: float) -> NDArray[np.float64]:
@@ -97,8 +97,14 @@ def _smooth_history_model(fit: str, bins: TimeBins) -> Callable[..., NDArray[np.
         zeros = jnp.zeros(n)
         # centrals (upid -1); the infall model is not calibrated, -99 Gyr since infall is never
         main, quenched, _, is_quenched = mc_diffstar_params_galpop(
-            params, log_halo_mass, halo.t_peak, jnp.full(n, -1),
-            zeros - 1.0, zeros + 13.0, zeros - 99.0, key_galaxy,
+            params,
+            log_halo_mass,
+            halo.t_peak,
+            jnp.full(n, -1),
+            zeros - 1.0,
+            zeros + 13.0,
+            zeros - 99.0,
+            key_galaxy,
         )
         chosen = mc_select_diffstar_params(quenched, main, is_quenched)
         return calc_sfh_galpop(chosen, halo, times, lgt0=log_today, fb=baryon_fraction)
@@ -108,7 +114,7 @@ def _smooth_history_model(fit: str, bins: TimeBins) -> Callable[..., NDArray[np.
 
 def _substep_times(bins: TimeBins) -> NDArray[np.float64]:
     step = bins.width / N_SUBSTEPS
-    return (np.arange(bins.n * N_SUBSTEPS) + 0.5) * step
+    return (np.arange(bins.n * N_SUBSTEPS, dtype=np.float64) + 0.5) * step
 
 
 def _bin_mean(values: NDArray[np.float64], bins: TimeBins) -> NDArray[np.float64]:
@@ -144,12 +150,20 @@ def calc_metallicity(
     # 100 Msun keeps the logarithm finite before the first star; the floor applies there
     log_mass = np.log10(np.maximum((np.cumsum(mass, 1) - 0.5 * mass) * recipe["surviving"], 1e2))
     today = umzr.mzr_model_t0(
-        jnp.asarray(log_mass), recipe["ytp"], p.mzr_t0_x0, p.mzr_t0_k,
-        recipe["slope_lo"], recipe["slope_hi"],
+        jnp.asarray(log_mass),
+        recipe["ytp"],
+        p.mzr_t0_x0,
+        p.mzr_t0_k,
+        recipe["slope_lo"],
+        recipe["slope_hi"],
     )
     evolution = umzr.mzr_evolution_model(
-        jnp.asarray(log_mass), jnp.asarray(bins.centres)[None, :],
-        p.c0_y_at_tlook_c, p.c1_y_at_tlook_c, p.c0_early_time_slope, p.c1_early_time_slope,
+        jnp.asarray(log_mass),
+        jnp.asarray(bins.centres)[None, :],
+        p.c0_y_at_tlook_c,
+        p.c1_y_at_tlook_c,
+        p.c0_early_time_slope,
+        p.c1_early_time_slope,
     )
     # the model's Z is absolute; its own solar value of 0.012 has cancelled by now
     relation = np.asarray(today + recipe["evolution"] * evolution, float) - np.log10(Z_SUN)
@@ -176,7 +190,7 @@ def generate(recipe: dict[str, Any], bins: TimeBins) -> Iterator[dict[str, NDArr
     model = _smooth_history_model(recipe["fit"], bins)
     cosmology = resolve_cosmology(bins.cosmology)
     baryon_fraction = float(cosmology.Ob0 / cosmology.Om0)
-    size, lo, hi = recipe["chunk"], *recipe["log_halo_mass"]
+    size, (lo, hi) = recipe["chunk"], recipe["log_halo_mass"]
     mean_correction = 0.5 * np.log(10.0) * recipe["burst_rms"] ** 2
     index = 0
     while True:

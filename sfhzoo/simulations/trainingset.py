@@ -144,8 +144,8 @@ def load(path: str | Path) -> TrainingSet:
 
     try:
         group = zarr.open_group(str(path), mode="r")
-        attributes = dict(group.attrs)
-        data = {k: np.asarray(group[k][...]) for k in group.array_keys()}
+        attributes: dict[str, Any] = dict(group.attrs)
+        data = {k: np.asarray(array[...]) for k, array in group.arrays()}
         sfr, logzsol = data.pop("sfr"), data.pop("logzsol")
     except (OSError, KeyError, ValueError) as e:
         raise ArtifactError(f"expected a training set (Zarr) at {path}: {e}") from e

@@ -136,11 +136,13 @@ def load_artifact(directory: Path, kind: str) -> tuple[dict[str, Any], dict[str,
 
 
 def load_weights(network: nn.Module, weights: dict[str, Any], where: Path) -> nn.Module:
-    """Strictly load weights; Incompatible when names or shapes differ from the config's network."""
+    """Strictly load weights; Incompatible when names or shapes differ from the network's."""
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as e:
-        raise Incompatible(f"{where}: weights do not fit the config: {str(e).splitlines()[-1]}") from e
+        raise Incompatible(
+            f"{where}: weights do not fit the config: {str(e).splitlines()[-1]}"
+        ) from e
     return network.eval()
 
 
