@@ -8,6 +8,7 @@
     │   └── Incompatible     readable, but not by this version or not with its partner
     ├── DataError            the user's spectrum or table cannot be used      (exit code 3)
     ├── GridError            a grid cannot be built or evaluated              (exit code 4)
+    ├── UsageError           an option's value cannot be used here                     (exit code 2)
     └── SamplingError        the sampler did not produce a posterior          (exit code 5)
 
 Every message says what was expected, what came, and what to do.
@@ -20,6 +21,12 @@ class SfhzooError(Exception):
     """Base of all errors that a user can cause or mend; `exit_code` is the CLI's."""
 
     exit_code = 1
+
+
+class UsageError(SfhzooError):
+    """An option has a value that is wrong, or wrong on this machine."""
+
+    exit_code = 2
 
 
 class ArtifactError(SfhzooError):

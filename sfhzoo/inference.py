@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from sfhzoo import __version__
-from sfhzoo.errors import ArtifactError, DataError, Incompatible, SfhzooError
+from sfhzoo.errors import ArtifactError, DataError, Incompatible, UsageError
 from sfhzoo.forward.csp import calc_metallicity_weights, calc_surviving_fraction
 from sfhzoo.forward.kinematics import calc_resolution_sigma
 from sfhzoo.forward.model import ForwardModel
@@ -66,9 +66,9 @@ class Options:
         for name, top in (("a_v", nuisance.A_V_MAX), ("sigma_v", nuisance.SIGMA_V_RANGE[1])):
             value = getattr(self, name)
             if value != "free" and not (np.isfinite(value) and 0 <= value <= top):
-                raise DataError(f"expected {name} 'free' or from 0 to {top:g}, got {value}")
+                raise UsageError(f"expected {name} 'free' or from 0 to {top:g}, got {value}")
         if not 0 <= self.calibration_order <= 30:
-            raise DataError(f"expected calibration order 0 to 30, got {self.calibration_order}")
+            raise UsageError(f"expected calibration order 0 to 30, got {self.calibration_order}")
 
 
 def infer(
@@ -105,7 +105,7 @@ def infer(
     """
     start = time.perf_counter()
     if samples < 2:
-        raise DataError(f"expected at least 2 samples, got {samples}")
+        raise UsageError(f"expected at least 2 samples, got {samples}")
     chosen = Options(**options)
     device = _resolve_device(device)
     loaded_prior = prior if isinstance(prior, Prior) else load_prior(prior)
@@ -164,7 +164,7 @@ def _resolve_device(device: str) -> str:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         reason = str(e).splitlines()[0]
-        raise SfhzooError(f"device {device!r} cannot be used ({reason}); try 'cpu'") from e
+        raise UsageError(f"device {device!r} cannot be used here ({reason[:80]}); try cpu") from e
     return device
 
 
@@ -260,7 +260,7 @@ def _find_network(
 ) -> tuple[PosteriorNetwork | None, list[str]]:
     """The posterior network to use, or None for the sampler "cla"; and notes for the user."""
     if sampler not in ("auto", "amortized", "cla"):
-        raise DataError(f"expected sampler 'auto', 'amortized' or 'cla', got {sampler!r}")
+        raise UsageError(f"expected sampler 'auto', 'amortized' or 'cla', got {sampler!r}")
     if sampler == "cla":
         return None, []
     path = find_posterior_network(prior.name, grid.name)

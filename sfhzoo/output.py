@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sfhzoo.errors import SfhzooError
+from sfhzoo.errors import UsageError
 
 OUTPUT_FILES = (
     "posterior.zarr",
@@ -21,10 +21,8 @@ OUTPUT_FILES = (
 )
 
 
-class OutputError(SfhzooError):
+class OutputError(UsageError):
     """The output directory exists, holds foreign files, or cannot be written."""
-
-    exit_code = 2
 
 
 def check_output(directory: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -82,14 +80,15 @@ def written_whole(target: Path) -> Iterator[Path]:
         content = scratch / "new"
         content.mkdir()
         yield content
-        if target.exists():
-            target.rename(scratch / "old")
+        old = scratch / "old"
         try:
+            if target.exists():
+                target.rename(old)
             content.rename(target)
-        except OSError:
-            if (scratch / "old").exists():
-                (scratch / "old").rename(target)
-            raise
+        finally:
+            # whatever came between the two renames, an interruption too
+            if old.exists() and not target.exists():
+                old.rename(target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:

@@ -73,7 +73,7 @@ def test_any_x_gives_finite_histories_with_sfr_at_or_above_zero(kind):
 
 
 def test_the_scaling_survives_its_dictionary(population):
-    scaling = HistoryScaling.fit(*population, "linear", 1e-3, -2.5)
+    scaling = HistoryScaling.fit(*population, "linear", sfr_floor=1e-3, logzsol_floor=-2.5)
     back = HistoryScaling.from_dict(scaling.to_dict())
     assert (back.kind, back.sfr_floor, back.logzsol_floor) == ("linear", 1e-3, -2.5)
     assert np.array_equal(back.to_x(*population), scaling.to_x(*population))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,6 +224,43 @@ def test_a_failure_on_the_way_leaves_the_earlier_output_and_nothing_else(
         small.save(tmp_path / "new")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert Posterior.load(out).object_name == small.object_name
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no font"), MemoryError(), KeyboardInterrupt()])
+def test_a_failing_figure_leaves_the_earlier_output_and_nothing_else(
+    small, tmp_path, monkeypatch, error
+):
+    out = small.save(tmp_path / "out")
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Posterior, "plot", fail)
+    with pytest.raises(type(error)):
+        replace(small, provenance={}).save(out, overwrite=True)
+    with pytest.raises(type(error)):
+        small.save(tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert Posterior.load(out).object_name == small.object_name
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_the_earlier_output_returns_when_the_last_rename_fails(
+    small, tmp_path, monkeypatch, error
+):
+    out = small.save(tmp_path / "out")
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name == "new":
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises((OutputError, KeyboardInterrupt)):
+        small.save(out, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(OUTPUT_FILES)
 
 
 def test_an_interruption_leaves_nothing(small, tmp_path, monkeypatch):

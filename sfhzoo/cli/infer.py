@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,38 @@ def default_output(spectrum: Path) -> Path:
     for suffix in (".gz", ".fits", ".fit", ".ecsv", ".csv", ".txt", ".dat"):
         name = name.removesuffix(suffix)
     return Path(f"{name or 'spectrum'}.sfhzoo")
+
+
+def _check_units(lsf: str | None, flux_unit: str | None) -> None:
+    """Wrong usage is found before the file is read."""
+    import numpy as np
+
+    from sfhzoo.errors import DataError
+    from sfhzoo.spectra.table import calc_flux_scale, calc_lsf_sigma, parse_unit
+
+    wave = np.array([5000.0])
+    checks: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
+        ("--lsf", lsf, lambda text: calc_lsf_sigma(text, wave)),
+        ("--flux-unit", flux_unit, lambda text: calc_flux_scale(parse_unit(text), wave)),
+    )
+    for option, text, check in checks:
+        try:
+            if text is not None:
+                check(text)
+        except DataError as e:
+            raise click.BadParameter(str(e), param_hint=option) from e
+
+
+@contextmanager
+def _status(text: str, shown: bool) -> Iterator[None]:
+    """A line on the terminal for as long as the block runs: an error then stands alone."""
+    if shown:
+        click.echo(text, err=True, nl=False)
+    try:
+        yield
+    finally:
+        if shown:
+            click.echo("\r\x1b[K", err=True, nl=False)
 
 
 @click.command("infer")
@@ -180,22 +215,25 @@ def infer_command(
         raise click.BadParameter(
             f"expected above 0 and below 20, got {redshift}", param_hint="--redshift"
         )
+    _check_units(lsf, flux_unit)
     target = check_output(out or default_output(spectrum), overwrite)
     observed = Spectrum.read(
         spectrum, redshift=redshift, air=air, flux_unit=flux_unit, lsf=lsf, ebv=ebv
     )
+    live = sys.stderr.isatty() and not quiet
+    with _status(f"fitting {observed.name} …", live):
+        from sfhzoo.inference import infer
+
+        posterior = infer(observed, a_v=av, progress=live, **options)
     say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
     say(
-        f"{observed.name}: redshift {observed.redshift}, {observed.n_pixels} pixels, "
+        f"{observed.name}: redshift {posterior.redshift:g}, {observed.n_pixels} pixels, "
         f"median S/N {observed.snr:.1f}"
     )
-    from sfhzoo.inference import infer
-
-    posterior = infer(observed, a_v=av, progress=not quiet, **options)
-    for warning in posterior.provenance["warnings"]:
-        say(f"warning: {warning}")
     posterior.save(target, overwrite=overwrite)
     summary = posterior.summary()
+    for warning in summary["warnings"]:
+        say(f"warning: {warning}")
     if as_json:
         click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     else:

@@ -29,8 +29,8 @@ from sfhzoo.forward.dust import calc_attenuation, calc_calzetti_curve
 from sfhzoo.forward.model import ForwardModel, calc_spectrum
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood import nuisance
+from sfhzoo.likelihood.linearised import LinearisedHistories, linearise_histories
 from sfhzoo.likelihood.nuisance import N_NUISANCE, Nuisance
-from sfhzoo.units import LN10
 
 N_AV_NODES = 5
 N_SIGMA_NODES = 4
@@ -106,7 +106,6 @@ class CompressedLikelihood:
     ) -> None:
         self.model, self.scaling, self.ivar = model, scaling, ivar
         self.n_bins = model.templates.shape[0]
-        self.std = torch.as_tensor(scaling.std)
         weight = ivar.sqrt()
         self.whitened = flux * weight
         self.a_v = Polynomial.over(*span.a_v, N_AV_NODES)
@@ -195,18 +194,17 @@ class CompressedLikelihood:
         rank = int((rest > TOLERANCE).sum())
         return axes[: max(rank, 8)]
 
-    def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(SFR, logzsol [sample, bin], u [sample, 3], c [sample, order]) of states."""
+    def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [sample, 2, bin], u [sample, 3] and c [sample, order] of states."""
         d = 2 * self.n_bins
         x = state[:, :d].view(len(state), 2, self.n_bins)
-        sfr, logzsol = self.scaling.from_x(x)
-        return sfr, logzsol, state[:, d : d + N_NUISANCE], state[:, d + N_NUISANCE :]
+        return x, state[:, d : d + N_NUISANCE], state[:, d + N_NUISANCE :]
 
     def predict(self, state: Tensor) -> Tensor:
         """S [sample, component]."""
-        sfr, logzsol, u, c = self.split(state)
-        index, share, _ = self._metallicity(logzsol)
-        by_node = self._by_node(_scatter(sfr, index, share, self.n_nodes))
+        x, u, c = self.split(state)
+        at = linearise_histories(self.scaling, self.model.nodes, x)
+        by_node = self._by_node(_scatter(at, self.n_nodes))
         return self._mix(self._nuisance(u), by_node) + c @ self.calibration
 
     def linearise(self, state: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,29 +213,26 @@ class CompressedLikelihood:
         J r is exact for the interpolated S. In J J^T the history's templates are those of the
         nearest node of A_V and sigma_v: it steers the steps, not where they end.
         """
-        sfr, logzsol, u, _ = self.split(state)
+        x, u, _ = self.split(state)
         n, d = len(state), 2 * self.n_bins
-        index, share, width = self._metallicity(logzsol)
-        d_sfr, d_z = self._history_slopes(sfr, logzsol)
-        scale_z = d_z * sfr / width
-        weights = _scatter(sfr, index, share, self.n_nodes)
+        at = linearise_histories(self.scaling, self.model.nodes, x)
         mix = self._nuisance(u)
-        by_node = self._by_node(weights)
+        by_node = self._by_node(_scatter(at, self.n_nodes))
         of_u = self._nuisance_columns(u, mix, by_node)
         back = self._back(mix, residual).view(n, self.n_bins, -1)
-        low, high = (back.gather(2, (index + i)[..., None])[..., 0] for i in (0, 1))
+        low, high = (back.gather(2, (at.node + i)[..., None])[..., 0] for i in (0, 1))
         gradient = torch.empty_like(state)
-        gradient[:, : self.n_bins] = d_sfr * (low + share * (high - low))
-        gradient[:, self.n_bins : d] = scale_z * (high - low)
+        gradient[:, : self.n_bins] = at.d_sfr * torch.lerp(low, high, at.share)
+        gradient[:, self.n_bins : d] = at.d_z * (high - low)
         gradient[:, d : d + N_NUISANCE] = (of_u @ residual[..., None])[..., 0]
         gradient[:, d + N_NUISANCE :] = residual @ self.calibration.T
         columns = torch.empty(n, self.n_state, residual.shape[1])
         near = self._nearest(u)
-        low, high = (_take(near, index + i) for i in (0, 1))
-        columns[:, : self.n_bins] = d_sfr.float()[..., None] * torch.lerp(
-            low, high, share.float()[..., None]
+        low, high = (_take(near, at.node + i) for i in (0, 1))
+        columns[:, : self.n_bins] = at.d_sfr.float()[..., None] * torch.lerp(
+            low, high, at.share.float()[..., None]
         )
-        columns[:, self.n_bins : d] = scale_z.float()[..., None] * (high - low)
+        columns[:, self.n_bins : d] = at.d_z.float()[..., None] * (high - low)
         columns[:, d : d + N_NUISANCE] = of_u.float()
         columns[:, d + N_NUISANCE :] = self.calibration.float()
         return gradient, (columns @ columns.transpose(1, 2)).double()
@@ -285,26 +280,6 @@ class CompressedLikelihood:
         s = (physical.sigma_v[:, None] - self.sigma_v.nodes).abs().argmin(1)
         return self.single[a, s].view(len(u), self.n_bins, -1, self.rank)
 
-    def _metallicity(self, logzsol: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        nodes = self.model.nodes
-        value = logzsol.clamp(nodes[0], nodes[-1])
-        index = (torch.searchsorted(nodes, value.contiguous(), right=True) - 1).clamp(
-            0, len(nodes) - 2
-        )
-        width = nodes[index + 1] - nodes[index]
-        return index, (value - nodes[index]) / width, width
-
-    def _history_slopes(self, sfr: Tensor, logzsol: Tensor) -> tuple[Tensor, Tensor]:
-        """d SFR / dx_0 and d logzsol / dx_1 [sample, bin]; 0 where a floor or node range ends."""
-        nodes = self.model.nodes
-        if self.scaling.kind == "log":
-            d_sfr = LN10 * (sfr + self.scaling.sfr_floor) * self.std[0]
-        else:
-            d_sfr = self.std[0].expand_as(sfr)
-        inside = (logzsol > nodes[0]) & (logzsol < nodes[-1])
-        slope = self.scaling.calc_logzsol_slope(logzsol)
-        return d_sfr, torch.where(inside, slope, torch.zeros_like(logzsol))
-
     def calc_chi2(self, state: Tensor) -> Tensor:
         """chi² [sample] over all pixels in use."""
         return ((self.y - self.predict(state)) ** 2).sum(1) + self.outside
@@ -312,14 +287,15 @@ class CompressedLikelihood:
     def calc_flux(self, state: Tensor, model: ForwardModel | None = None) -> Tensor:
         """Exact model spectra [sample, wave] on the pixels of `model` (default: those in use)."""
         model = model or self.model
-        sfr, logzsol, u, _ = self.split(state)
+        x, u, _ = self.split(state)
+        sfr, logzsol = self.scaling.from_x(x)
         p = nuisance.to_physical(u)
         fine = calc_spectrum(sfr, logzsol, model.templates, model.nodes)
         return model.observe(fine, p.a_v, p.sigma_v, p.velocity)
 
     def calc_loss(self, state: Tensor, flux: Tensor) -> Tensor:
         """chi² [sample] by which compression and interpolation misstate exact spectra `flux`."""
-        _, _, _, c = self.split(state)
+        *_, c = self.split(state)
         model = self.predict(state)
         exact = flux * self.ivar.sqrt() + c @ self.calibration @ self.basis
         return ((exact - model @ self.basis) ** 2).sum(1)
@@ -363,11 +339,11 @@ def _take(mixed: Tensor, index: Tensor) -> Tensor:
     return mixed.gather(2, expanded).squeeze(2)
 
 
-def _scatter(sfr: Tensor, index: Tensor, share: Tensor, n_nodes: int) -> Tensor:
+def _scatter(at: LinearisedHistories, n_nodes: int) -> Tensor:
     """Weights [sample, bin * metallicity] of the templates."""
-    weights = torch.zeros(*sfr.shape, n_nodes, dtype=sfr.dtype)
-    weights.scatter_(2, index[..., None], (sfr * (1 - share))[..., None])
-    weights.scatter_add_(2, index[..., None] + 1, (sfr * share)[..., None])
+    weights = torch.zeros(*at.sfr.shape, n_nodes, dtype=at.sfr.dtype)
+    weights.scatter_(2, at.node[..., None], (at.sfr * (1 - at.share))[..., None])
+    weights.scatter_add_(2, at.node[..., None] + 1, (at.sfr * at.share)[..., None])
     return weights.flatten(1)
 
 

@@ -25,7 +25,7 @@ SIGMA_V_RANGE = (1.0, 500.0)
 VELOCITY_SCALE, VELOCITY_MAX = 100.0, 300.0
 
 _U_MAX = 4.5
-"""Coordinates are cut here: 1 - Phi(4.5) = 3e-6 of the prior, and double precision still holds."""
+"""A_V's coordinate is cut here: 1 - Phi(4.5) = 3e-6 of the prior; double precision still holds."""
 
 
 class Nuisance(NamedTuple):
@@ -38,8 +38,7 @@ class Nuisance(NamedTuple):
 
 def to_physical(u: Tensor) -> Nuisance:
     """Nuisance parameters of coordinates u [..., 3]."""
-    u = u.clamp(-_U_MAX, _U_MAX)
-    upper = 0.5 + 0.5 * torch.special.ndtr(u[..., 0])
+    upper = 0.5 + 0.5 * torch.special.ndtr(u[..., 0].clamp(-_U_MAX, _U_MAX))
     a_v = (A_V_SCALE * torch.special.ndtri(upper)).clamp(0.0, A_V_MAX)
     sigma_v = (SIGMA_V_MEDIAN * torch.exp(SIGMA_V_SPREAD * u[..., 1])).clamp(*SIGMA_V_RANGE)
     velocity = (VELOCITY_SCALE * u[..., 2]).clamp(-VELOCITY_MAX, VELOCITY_MAX)
@@ -49,30 +48,28 @@ def to_physical(u: Tensor) -> Nuisance:
 def to_coordinates(a_v: Tensor, sigma_v: Tensor, velocity: Tensor) -> Tensor:
     """Coordinates u [..., 3] of physical values; the inverse of `to_physical` inside its range."""
     share = 2 * torch.special.ndtr(a_v / A_V_SCALE) - 1
-    u = torch.stack(
+    return torch.stack(
         [
-            torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6)),
+            torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6)).clamp(-_U_MAX, _U_MAX),
             torch.log(sigma_v.clamp(*SIGMA_V_RANGE) / SIGMA_V_MEDIAN) / SIGMA_V_SPREAD,
             velocity / VELOCITY_SCALE,
         ],
         dim=-1,
     )
-    return u.clamp(-_U_MAX, _U_MAX)
 
 
 def calc_derivative(u: Tensor) -> Tensor:
     """d theta / d u [..., 3], elementwise; 0 where a parameter sits at the end of its range."""
-    inside = u.abs() < _U_MAX
     n = to_physical(u)
     density = torch.exp(-0.5 * u[..., 0] ** 2) / math.sqrt(2 * math.pi)
     half_normal = torch.exp(-0.5 * (n.a_v / A_V_SCALE) ** 2) * math.sqrt(2 / math.pi) / A_V_SCALE
     free = (n.sigma_v > SIGMA_V_RANGE[0]) & (n.sigma_v < SIGMA_V_RANGE[1])
-    slopes = torch.stack(
+    inside = (u[..., 0].abs() < _U_MAX) & (n.a_v < A_V_MAX)
+    return torch.stack(
         [
-            torch.where(n.a_v < A_V_MAX, density / half_normal, 0.0),
+            torch.where(inside, density / half_normal, 0.0),
             torch.where(free, SIGMA_V_SPREAD * n.sigma_v, 0.0),
             torch.where(n.velocity.abs() < VELOCITY_MAX, VELOCITY_SCALE, 0.0),
         ],
         dim=-1,
     )
-    return torch.where(inside, slopes, torch.zeros_like(slopes))

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfhzoo.errors import SamplingError
+from sfhzoo.errors import DataError, SamplingError
 from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
 from sfhzoo.likelihood.nuisance import N_NUISANCE
-from sfhzoo.samplers.encoding import PIXEL_KMS, Conditions, to_rest_grid
+from sfhzoo.samplers.encoding import PIXEL_KMS, WAVE_MAX, WAVE_MIN, Conditions, to_rest_grid
 from sfhzoo.samplers.polish import Polished, calc_precision, polish, split_data
 from sfhzoo.samplers.posterior_network import PosteriorNetwork, split_state
 from sfhzoo.samplers.problem import Draws, Problem, draw_error_scale
@@ -51,7 +51,11 @@ class AmortizedSampler:
     fraction: float = FRACTION
 
     def sample(self, problem: Problem, n: int, generator: torch.Generator) -> Draws:
-        """n posterior samples; SamplingError when the draws cannot be brought onto the data."""
+        """n posterior samples.
+
+        Raises SamplingError when the draws cannot be brought onto the data, DataError when the
+        network sees none of it.
+        """
         start_nfe = self.network.nfe
         scale, likelihood = self._pilot(problem, generator)
         error = problem.ivar.rsqrt() * scale
@@ -132,6 +136,12 @@ class AmortizedSampler:
         y, weight = to_rest_grid(
             rest, flux.numpy() * self.luminosity, ivar.numpy() / self.luminosity**2
         )
+        if not bool((weight > 0).any()):
+            raise DataError(
+                f"the posterior network sees segments of 3 % in wavelength between {WAVE_MIN:.0f} "
+                f"and {WAVE_MAX:.0f} Å at rest; the pixels in use ({rest[0]:.0f} to "
+                f"{rest[-1]:.0f} Å) fill none: fit a wider range or use --sampler cla"
+            )
         one = torch.ones(1, dtype=torch.float64)
         calibration = problem.calibration_rms if problem.calibration_order else 0.0
         known = Conditions(
@@ -185,7 +195,8 @@ class AmortizedSampler:
         cost = done.cost
         middle = cost.median()
         spread = 1.4826 * (cost - middle).abs().median() + 1.0
-        good = ((cost < middle + 8 * spread) & torch.isfinite(cost)).nonzero()[:, 0]
+        near = (cost < middle + 8 * spread) & torch.isfinite(cost)
+        good = (near & ~done.unfinished).nonzero()[:, 0]
         if len(good) < 0.3 * len(cost):
             raise SamplingError(
                 f"only {len(good)} of {len(cost)} draws reached the data; the spectrum is unlike "

@@ -28,6 +28,8 @@ WAVE_MIN, WAVE_MAX = 2400.0, 9200.0
 LOG_STEP = 2e-4
 N_SEGMENTS = 48
 N_EXTRAS = 7
+MAX_BEYOND = 0.05
+"""Share of a segment that may lie beyond the spectrum's end and repeat its last value."""
 PIXEL_KMS = LOG_STEP * np.log(10.0) * 299792.458
 
 
@@ -147,7 +149,8 @@ def to_rest_grid(
     """(flux [1, pixel], weight [1, segment]) of an observation at rest wavelengths (vacuum Å).
 
     `flux` and `ivar` in any unit; ivar 0 marks pixels not to be used. Observed pixels are averaged
-    into those of the rest grid; holes inside a segment that is at least half covered are bridged.
+    into those of the rest grid. Holes inside a segment that is at least half covered are bridged;
+    a segment that the spectrum's end cuts is left out, as there is nothing beyond to bridge to.
     """
     grid, segment = rest_grid(), segment_of_pixel()
     index = np.round(np.log10(wave_rest / WAVE_MIN) / LOG_STEP - 0.5).astype(int)
@@ -164,6 +167,9 @@ def to_rest_grid(
     covered = count * max(1.0, spacing) >= 0.5 * need
     if not have.any():
         return torch.zeros(1, len(grid)), torch.zeros(1, N_SEGMENTS)
-    y = np.interp(np.arange(len(grid)), np.flatnonzero(have), y[have])
+    pixel, known = np.arange(len(grid)), np.flatnonzero(have)
+    beyond = ~lines & ((pixel < known[0]) | (pixel > known[-1]))
+    covered &= np.bincount(segment, beyond, N_SEGMENTS) <= MAX_BEYOND * need
+    y = np.interp(pixel, known, y[have])
     weight = np.where(covered, np.bincount(segment, total * have, N_SEGMENTS) / need, 0.0)
     return torch.from_numpy(y)[None], torch.from_numpy(weight)[None]

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from sfhzoo.likelihood.compression import CompressedLikelihood
 
-MAX_ITERATIONS = 20
+MAX_ITERATIONS = 100
+"""A draw near the data needs ten; one from a poor network sixty. Draws that are done drop out."""
 STEP_LIMIT = 1.5
 """Largest change of one coordinate per iteration, in prior standard deviations."""
 
@@ -63,12 +64,16 @@ def calc_precision(draws: Tensor, free: Tensor, floor: float = 1e-8) -> Tensor:
 
 
 class Polished(NamedTuple):
-    """`state` [sample, n_state]; `cost` [sample], the objective, and `shift`, its anchor term."""
+    """`state` [sample, n_state]; `cost` [sample], the objective, and `shift`, its anchor term.
+
+    `unfinished` [sample]: still gaining when the iterations ran out.
+    """
 
     state: Tensor
     cost: Tensor
     shift: Tensor
     iterations: int
+    unfinished: Tensor
 
 
 def polish(
@@ -117,7 +122,10 @@ def polish(
         diagonal = hessian.diagonal(dim1=1, dim2=2)
         extra = diagonal * damping[k, None]
         diagonal += extra
-        step = torch.cholesky_solve(gradient[..., None], torch.linalg.cholesky(hessian))[..., 0]
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        step = torch.cholesky_solve(gradient[..., None], factor)[..., 0]
+        # rounding in a single-precision J J^T can outweigh C^-1: such a draw waits for damping
+        step = torch.where(failed[:, None] > 0, 0.0, step)
         step = step * (STEP_LIMIT / step.abs().amax(1).clamp(min=STEP_LIMIT))[:, None]
         trial = m[k]
         trial[:, index] += step
@@ -133,4 +141,4 @@ def polish(
         damping[k] = (damping[k] * torch.where(better, softer, growth[k])).clamp(1e-9, 1e8)
         growth[k] = torch.where(better, 2.0, growth[k] * 2)
         active[k] = (~better | (gain > tolerance)) & (damping[k] < 1e5)
-    return Polished(m, cost, shift, iterations)
+    return Polished(m, cost, shift, iterations, active)

@@ -103,6 +103,8 @@ def save_artifact(
     weights = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     directory.mkdir(parents=True, exist_ok=True)
     save_file(weights, directory / "model.safetensors")
+    # safetensors writes for the owner only; an installed package is read by everybody
+    (directory / "model.safetensors").chmod(0o644)
     versions = {"sfhzoo": __version__, "score_models": version("score_models")}
     write_json(
         directory / "config.json",

@@ -1,0 +1,201 @@
+"""`sfhzoo.infer` from a file to a posterior, with what the package bundles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from galaxies import DATA
+
+from sfhzoo.errors import ArtifactError, DataError
+from sfhzoo.inference import Options, infer
+from sfhzoo.spectra.spectrum import Spectrum
+from sfhzoo.zoo.artifacts import (
+    DEFAULT_GRID,
+    DEFAULT_PRIOR,
+    find_posterior_network,
+    load_grid,
+    load_prior,
+)
+
+pytestmark = pytest.mark.skipif(
+    find_posterior_network(DEFAULT_PRIOR, DEFAULT_GRID) is None
+    or not (DATA / DEFAULT_PRIOR).is_dir(),
+    reason="the default prior is not bundled",
+)
+ALL_WARNINGS = pytest.mark.filterwarnings("error")
+
+
+@cache
+def partners():
+    return load_prior(), load_grid()
+
+
+@cache
+def read_galaxy():
+    return Spectrum.read(DATA / "spec-NGC3522.fits")
+
+
+def fit(spectrum=None, **options):
+    prior, grid = partners()
+    return infer(spectrum or read_galaxy(), prior, grid, **{"samples": 100, **options})
+
+
+@cache
+def fit_galaxy():
+    return fit(seed=3)
+
+
+def quantities(posterior):
+    return posterior.summary()["quantities"]
+
+
+def median(posterior, name):
+    return quantities(posterior)[name]["median"]
+
+
+# ---- a real galaxy ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [
+        ("sigma_v", 85, 120),
+        ("a_v", 0.15, 0.5),
+        ("log_mass_formed", 8.9, 9.5),
+        ("error_scale", 0.85, 1.2),
+    ],
+)
+def test_ngc3522_is_the_galaxy_that_other_codes_find(name, lowest, highest):
+    """BAGPIPES and pPXF on the same templates: A_V .27-.36, sigma_v 98-103, log M 9.13-9.22."""
+    assert lowest < median(fit_galaxy(), name) < highest
+
+
+@pytest.mark.slow
+def test_the_model_describes_ngc3522_to_its_noise():
+    assert 0.8 < fit_galaxy().summary()["chi2_per_pixel"] < 1.3
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_does_not():
+    again, other = fit(seed=3), fit(seed=4)
+    assert quantities(again) == quantities(fit_galaxy())
+    assert np.array_equal(again.sfr, fit_galaxy().sfr)
+    assert not np.array_equal(other.sfr, fit_galaxy().sfr)
+
+
+@pytest.mark.slow
+def test_seeds_agree_within_the_posteriors_width():
+    for name in ("log_mass_formed", "age_mass_weighted", "a_v", "sigma_v"):
+        first, second = (quantities(p)[name] for p in (fit_galaxy(), fit(seed=4)))
+        width = 0.5 * (first["p84"] - first["p16"])
+        # 100 draws each: the medians scatter by 0.18 widths; the error scale may differ too
+        assert abs(first["median"] - second["median"]) < 0.8 * width, name
+
+
+@pytest.mark.slow
+def test_the_posterior_is_narrower_than_the_prior_and_not_a_point():
+    widths = {k: q["p84"] - q["p16"] for k, q in quantities(fit_galaxy()).items()}
+    assert 0.001 < widths["log_mass_formed"] < 0.3
+    assert 0.05 < widths["age_mass_weighted"] < 6.0
+    assert 0.5 < widths["sigma_v"] < 20.0
+
+
+@pytest.mark.slow
+def test_fixed_parameters_stay_where_they_were_put():
+    posterior = fit(a_v=0.25, sigma_v=110.0, redshift_offset="fixed", jitter="fixed")
+    for name, value in (
+        ("a_v", 0.25), ("sigma_v", 110.0), ("velocity_offset", 0.0), ("error_scale", 1.0),
+    ):  # fmt: skip
+        draws = posterior.parameters[name].values
+        np.testing.assert_allclose(draws, value, rtol=1e-5, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_calibration_polynomial_frees_the_continuum():
+    spectrum = read_galaxy()
+    t = np.linspace(-1, 1, len(spectrum.flux))
+    bent = replace(spectrum, flux=spectrum.flux * (1 + 0.04 * np.cos(3 * t)))
+    free = fit(bent, calibration_order=4, seed=5)
+    assert 0.8 < free.summary()["chi2_per_pixel"] < 1.3
+    assert 85 < median(free, "sigma_v") < 120
+    plain = quantities(fit_galaxy())["a_v"]
+    wide = quantities(free)["a_v"]
+    assert wide["p84"] - wide["p16"] > plain["p84"] - plain["p16"]
+
+
+@pytest.mark.slow
+def test_ten_times_the_distance_is_not_told_from_the_flux_but_from_the_redshift():
+    """Flux times ten is mass times ten; nothing else may change by more than its width."""
+    brighter = replace(
+        read_galaxy(), flux=10 * read_galaxy().flux, ivar=read_galaxy().ivar / 100, meta={}
+    )
+    ten = quantities(fit(brighter, seed=3))
+    one = quantities(fit_galaxy())
+    for name, shift in (("log_mass_formed", 1.0), ("a_v", 0.0), ("sigma_v", 0.0)):
+        width = 0.5 * (one[name]["p84"] - one[name]["p16"])
+        assert abs(ten[name]["median"] - one[name]["median"] - shift) < max(3 * width, 0.05), name
+
+
+@pytest.mark.slow
+def test_a_redshift_beyond_the_networks_is_told():
+    spectrum = replace(read_galaxy(), redshift=None)
+    stretched = replace(
+        spectrum, wave_obs=spectrum.wave_obs * 2.4 / 1.004, lsf_sigma=None, redshift=None
+    )
+    posterior = fit(stretched, redshift=1.4)
+    assert any("redshift 1.4 is outside" in w for w in posterior.provenance["warnings"])
+
+
+# ---- what cannot be fitted ----------------------------------------------------------------------
+
+
+def test_a_spectrum_without_redshift_is_refused():
+    with pytest.raises(DataError, match="no redshift.*--redshift"):
+        fit(replace(read_galaxy(), redshift=None))
+
+
+def test_a_spectrum_outside_the_grids_resolved_range_is_refused():
+    far = replace(read_galaxy(), wave_obs=read_galaxy().wave_obs * 10, redshift=0.004)
+    with pytest.raises(DataError, match="usable pixels.*expected at least 50"):
+        fit(far)
+
+
+def test_a_spectrum_that_the_network_cannot_see_is_refused():
+    """Three lines' worth of pixels: fewer than a segment of the encoder."""
+    with pytest.raises(DataError, match="posterior network"):
+        fit(wave_range=(4420.0, 4520.0))
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(DataError, match="'auto', 'amortized' or 'cla', got 'nuts'"):
+        fit(sampler="nuts")
+
+
+def test_one_sample_is_not_a_posterior():
+    with pytest.raises(DataError, match="at least 2 samples, got 1"):
+        fit(samples=1)
+
+
+def test_an_unknown_prior_is_refused_with_the_closest_names():
+    with pytest.raises(ArtifactError, match="did you mean diffstarpop-tng-v1"):
+        infer(read_galaxy(), "diffstarpop-tgn-v1")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("a_v", 4.5),
+        ("a_v", -0.1),
+        ("a_v", float("nan")),
+        ("sigma_v", 501.0),
+        ("calibration_order", 31),
+        ("calibration_order", -1),
+    ],
+)
+def test_choices_outside_their_range_are_refused(option, value):
+    with pytest.raises(DataError, match="expected"):
+        Options(**{option: value})
