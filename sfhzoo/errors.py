@@ -8,7 +8,7 @@
     │   └── Incompatible     readable, but not by this version or not with its partner
     ├── DataError            the user's spectrum or table cannot be used      (exit code 3)
     ├── GridError            a grid cannot be built or evaluated              (exit code 4)
-    ├── UsageError           an option's value cannot be used here                     (exit code 2)
+    ├── UsageError           an option's value cannot be used here            (exit code 2)
     └── SamplingError        the sampler did not produce a posterior          (exit code 5)
 
 Every message says what was expected, what came, and what to do.

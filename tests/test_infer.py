@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from galaxies import DATA
 
-from sfhzoo.errors import ArtifactError, DataError
+from sfhzoo.errors import ArtifactError, DataError, UsageError
 from sfhzoo.inference import Options, infer
 from sfhzoo.spectra.spectrum import Spectrum
 from sfhzoo.zoo.artifacts import (
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.skipif(
     or not (DATA / DEFAULT_PRIOR).is_dir(),
     reason="the default prior is not bundled",
 )
-ALL_WARNINGS = pytest.mark.filterwarnings("error")
 
 
 @cache
@@ -44,8 +43,8 @@ def fit(spectrum=None, **options):
 
 
 @cache
-def fit_galaxy():
-    return fit(seed=3)
+def fit_galaxy(seed=3):
+    return fit(seed=seed)
 
 
 def quantities(posterior):
@@ -81,7 +80,7 @@ def test_the_model_describes_ngc3522_to_its_noise():
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_does_not():
-    again, other = fit(seed=3), fit(seed=4)
+    again, other = fit(seed=3), fit_galaxy(4)
     assert quantities(again) == quantities(fit_galaxy())
     assert np.array_equal(again.sfr, fit_galaxy().sfr)
     assert not np.array_equal(other.sfr, fit_galaxy().sfr)
@@ -90,7 +89,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_does_not():
 @pytest.mark.slow
 def test_seeds_agree_within_the_posteriors_width():
     for name in ("log_mass_formed", "age_mass_weighted", "a_v", "sigma_v"):
-        first, second = (quantities(p)[name] for p in (fit_galaxy(), fit(seed=4)))
+        first, second = (quantities(p)[name] for p in (fit_galaxy(), fit_galaxy(4)))
         width = 0.5 * (first["p84"] - first["p16"])
         # 100 draws each: the medians scatter by 0.18 widths; the error scale may differ too
         assert abs(first["median"] - second["median"]) < 0.8 * width, name
@@ -128,21 +127,8 @@ def test_a_calibration_polynomial_frees_the_continuum():
 
 
 @pytest.mark.slow
-def test_ten_times_the_distance_is_not_told_from_the_flux_but_from_the_redshift():
-    """Flux times ten is mass times ten; nothing else may change by more than its width."""
-    brighter = replace(
-        read_galaxy(), flux=10 * read_galaxy().flux, ivar=read_galaxy().ivar / 100, meta={}
-    )
-    ten = quantities(fit(brighter, seed=3))
-    one = quantities(fit_galaxy())
-    for name, shift in (("log_mass_formed", 1.0), ("a_v", 0.0), ("sigma_v", 0.0)):
-        width = 0.5 * (one[name]["p84"] - one[name]["p16"])
-        assert abs(ten[name]["median"] - one[name]["median"] - shift) < max(3 * width, 0.05), name
-
-
-@pytest.mark.slow
 def test_a_redshift_beyond_the_networks_is_told():
-    spectrum = replace(read_galaxy(), redshift=None)
+    spectrum = read_galaxy()
     stretched = replace(
         spectrum, wave_obs=spectrum.wave_obs * 2.4 / 1.004, lsf_sigma=None, redshift=None
     )
@@ -154,13 +140,13 @@ def test_a_redshift_beyond_the_networks_is_told():
 
 
 def test_a_spectrum_without_redshift_is_refused():
-    with pytest.raises(DataError, match="no redshift.*--redshift"):
+    with pytest.raises(DataError, match=r"no redshift.*--redshift"):
         fit(replace(read_galaxy(), redshift=None))
 
 
 def test_a_spectrum_outside_the_grids_resolved_range_is_refused():
     far = replace(read_galaxy(), wave_obs=read_galaxy().wave_obs * 10, redshift=0.004)
-    with pytest.raises(DataError, match="usable pixels.*expected at least 50"):
+    with pytest.raises(DataError, match=r"usable pixels.*expected at least 50"):
         fit(far)
 
 
@@ -171,12 +157,12 @@ def test_a_spectrum_that_the_network_cannot_see_is_refused():
 
 
 def test_an_unknown_sampler_is_refused():
-    with pytest.raises(DataError, match="'auto', 'amortized' or 'cla', got 'nuts'"):
+    with pytest.raises(UsageError, match="'auto', 'amortized' or 'cla', got 'nuts'"):
         fit(sampler="nuts")
 
 
 def test_one_sample_is_not_a_posterior():
-    with pytest.raises(DataError, match="at least 2 samples, got 1"):
+    with pytest.raises(UsageError, match="at least 2 samples, got 1"):
         fit(samples=1)
 
 
@@ -197,5 +183,5 @@ def test_an_unknown_prior_is_refused_with_the_closest_names():
     ],
 )
 def test_choices_outside_their_range_are_refused(option, value):
-    with pytest.raises(DataError, match="expected"):
+    with pytest.raises(UsageError, match="expected"):
         Options(**{option: value})

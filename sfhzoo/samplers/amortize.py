@@ -38,8 +38,8 @@ CHUNK = 1000
 class AmortizeOptions:
     """How a posterior network is made; recorded in its config."""
 
-    pool: int = 400_000
-    steps: int = 16_000
+    pool: int = 480_000
+    steps: int = 20_000
     batch: int = 512
     learning_rate: float = 1e-3
     ema_decay: float = 0.9995

@@ -195,12 +195,13 @@ class AmortizedSampler:
         cost = done.cost
         middle = cost.median()
         spread = 1.4826 * (cost - middle).abs().median() + 1.0
-        near = (cost < middle + 8 * spread) & torch.isfinite(cost)
-        good = (near & ~done.unfinished).nonzero()[:, 0]
-        if len(good) < 0.3 * len(cost):
+        good = ((cost < middle + 8 * spread) & torch.isfinite(cost)).nonzero()[:, 0]
+        n_unfinished = int(done.unfinished.sum())
+        if min(len(good), len(cost) - n_unfinished) < 0.3 * len(cost):
             raise SamplingError(
-                f"only {len(good)} of {len(cost)} draws reached the data; the spectrum is unlike "
-                "any galaxy the posterior network was trained on (try --sampler cla)"
+                f"only {len(good)} of {len(cost)} draws reached the data, {n_unfinished} were "
+                f"still moving after {done.iterations} iterations; the spectrum is unlike any "
+                "galaxy the posterior network was trained on (try --sampler cla)"
             )
         order = torch.randperm(len(good), generator=generator)
         return good[order.repeat(-(-n // len(good)))[:n]], len(cost) - len(good)

@@ -48,7 +48,7 @@ class Problem:
     def fixed_coordinates(self) -> Tensor:
         """Nuisance coordinates u [3]; NaN where the parameter is free."""
         values = (self.a_v, self.sigma_v, self.velocity)
-        filled = [torch.tensor(1.0 if v is None else float(v)).double() for v in values]
+        filled = [torch.tensor(1.0 if v is None else v, dtype=torch.float64) for v in values]
         u = nuisance.to_coordinates(*filled)
         return torch.where(torch.tensor([v is None for v in values]), torch.nan, u)
 
