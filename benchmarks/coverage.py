@@ -22,8 +22,8 @@ from sfhzoo.errors import SamplingError
 from sfhzoo.forward.model import ForwardModel
 from sfhzoo.forward.redshift import calc_flux_factor
 from sfhzoo.likelihood import nuisance
+from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.samplers.amortized import AmortizedSampler
-from sfhzoo.samplers.problem import Draws, Problem
 from sfhzoo.simulations import trainingset
 from sfhzoo.spectra.masks import calc_line_mask
 from sfhzoo.zoo.artifacts import (

@@ -26,12 +26,12 @@ from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.histories import HistoryScaling, calc_mass_formed_per_bin
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.compression import calc_calibration_rows
+from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.posterior import Observed, Parameter, Posterior
 from sfhzoo.priors.prior import Prior
 from sfhzoo.samplers.amortized import AmortizedSampler, calc_smooth_flux
 from sfhzoo.samplers.cla import ClaSampler
 from sfhzoo.samplers.posterior_network import PosteriorNetwork
-from sfhzoo.samplers.problem import Draws, Problem
 from sfhzoo.spectra.masks import build_mask
 from sfhzoo.spectra.spectrum import Spectrum
 from sfhzoo.timebins import TimeBins

@@ -29,6 +29,7 @@ from sfhzoo.errors import DataError, SamplingError
 from sfhzoo.forward.model import ForwardModel
 from sfhzoo.forward.redshift import calc_flux_factor
 from sfhzoo.likelihood import nuisance
+from sfhzoo.likelihood.problem import Problem, draw_error_scale
 from sfhzoo.priors.network import SpectralMLP
 from sfhzoo.priors.prior import Prior
 from sfhzoo.priors.schedule import NoiseSchedule
@@ -37,7 +38,6 @@ from sfhzoo.samplers.amortized import AmortizedSampler, _impose, calc_smooth_flu
 from sfhzoo.samplers.cla import ClaSampler, fit_profile
 from sfhzoo.samplers.encoding import Encoder
 from sfhzoo.samplers.posterior_network import SCHEDULE, ConditionalMLP, PosteriorNetwork
-from sfhzoo.samplers.problem import Problem, draw_error_scale
 
 
 def make_problem(noisy=True, **choices):

@@ -131,7 +131,7 @@ class CompressedLikelihood:
         # [template, (A_V node, sigma_v node | velocity terms, component)]: one matrix product
         stacked = torch.cat([templates, torch.stack(of_velocity)], dim=1)
         self.stacked = stacked.permute(2, 0, 1, 3).flatten(1).contiguous()
-        self.single = templates.float()
+        self.single = templates
         self.calibration = polynomials @ self.basis.T
         self.n_calibration = len(polynomials)
 
@@ -226,16 +226,16 @@ class CompressedLikelihood:
         gradient[:, self.n_bins : d] = at.d_z * (high - low)
         gradient[:, d : d + N_NUISANCE] = (of_u @ residual[..., None])[..., 0]
         gradient[:, d + N_NUISANCE :] = residual @ self.calibration.T
-        columns = torch.empty(n, self.n_state, residual.shape[1])
+        columns = torch.empty(n, self.n_state, residual.shape[1], dtype=state.dtype)
         near = self._nearest(u)
         low, high = (_take(near, at.node + i) for i in (0, 1))
-        columns[:, : self.n_bins] = at.d_sfr.float()[..., None] * torch.lerp(
-            low, high, at.share.float()[..., None]
+        columns[:, : self.n_bins] = at.d_sfr[..., None] * torch.lerp(
+            low, high, at.share[..., None]
         )
-        columns[:, self.n_bins : d] = at.d_z.float()[..., None] * (high - low)
-        columns[:, d : d + N_NUISANCE] = of_u.float()
-        columns[:, d + N_NUISANCE :] = self.calibration.float()
-        return gradient, (columns @ columns.transpose(1, 2)).double()
+        columns[:, self.n_bins : d] = at.d_z[..., None] * (high - low)
+        columns[:, d : d + N_NUISANCE] = of_u
+        columns[:, d + N_NUISANCE :] = self.calibration
+        return gradient, columns @ columns.transpose(1, 2)
 
     def _nuisance(self, u: Tensor) -> _Mix:
         """Interpolation weights of the nuisance coordinates, and their slopes."""
@@ -274,7 +274,7 @@ class CompressedLikelihood:
         return spread.flatten(1) @ self.stacked.T
 
     def _nearest(self, u: Tensor) -> Tensor:
-        """Templates [sample, bin, metallicity, component] of the nearest nodes, float32."""
+        """Templates [sample, bin, metallicity, component] of the nearest nodes."""
         physical = nuisance.to_physical(u)
         a = (physical.a_v[:, None] - self.a_v.nodes).abs().argmin(1)
         s = (physical.sigma_v[:, None] - self.sigma_v.nodes).abs().argmin(1)
@@ -304,8 +304,11 @@ class CompressedLikelihood:
 def calc_calibration_rows(
     wave: NDArray[np.float64], ends: tuple[float, float], order: int
 ) -> NDArray[np.float64]:
-    """Legendre polynomials P_1 ... P_order [order, wave] on a range scaled to [-1, 1]."""
-    t = 2 * (wave - ends[0]) / (ends[1] - ends[0]) - 1
+    """Legendre polynomials P_1 ... P_order [order, wave] on a range scaled to [-1, 1].
+
+    Constant beyond the range, where the data do not hold them.
+    """
+    t = np.clip(2 * (wave - ends[0]) / (ends[1] - ends[0]) - 1, -1, 1)
     return np.ascontiguousarray(np.polynomial.legendre.legvander(t, order)[:, 1:].T)
 
 

@@ -1,7 +1,7 @@
 """The default sampler: a posterior network draws, the exact likelihood corrects.
 
-    1. Encode the spectrum, draw from the network, move the draws onto the data: chi² gives the
-       factor on the errors, the draws the ranges of dust and kinematics.
+    1. Encode the spectrum, draw from the network: near the draws' dust and kinematics the best fit
+       of non-negative templates gives the factor on the errors.
     2. Split the data (`polish.split_data`), draw from the network given the first part, update
        each draw with the second part under the exact likelihood.
 
@@ -19,24 +19,27 @@ import torch
 from torch import Tensor
 
 from sfhzoo.errors import DataError, SamplingError
+from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
 from sfhzoo.likelihood.nuisance import N_NUISANCE
+from sfhzoo.likelihood.problem import Draws, Problem, draw_error_scale
+from sfhzoo.likelihood.profile import calc_error_scale, fit_profile
 from sfhzoo.samplers.encoding import PIXEL_KMS, WAVE_MAX, WAVE_MIN, Conditions, to_rest_grid
 from sfhzoo.samplers.polish import Polished, calc_precision, polish, split_data
 from sfhzoo.samplers.posterior_network import PosteriorNetwork, split_state
-from sfhzoo.samplers.problem import Draws, Problem, draw_error_scale
 from sfhzoo.units import SPEED_OF_LIGHT
 
 FRACTION = 0.3
 """Share of the information that the network sees."""
-N_PILOT = 160
-N_PILOT_POLISHED = 40
+N_PILOT = 64
+PROFILE_EVALUATIONS = 40
 N_GROUPS = 8
 MIN_ENSEMBLE = 400
 """Draws that estimate the covariance; it has 131 dimensions."""
+SPARE = 1.25
+"""Draws moved onto the data per sample wanted; some get stuck."""
 STEPS = 24
-N_PARAMETERS = 20.0
-"""Effective number of parameters a galaxy's spectrum fixes, for the error scale's first guess."""
+MAX_MISFIT = 1.3
 MAX_SHIFT = 4.0
 """Mean squared shift per coordinate beyond which the network's draws were not near the data."""
 
@@ -57,10 +60,10 @@ class AmortizedSampler:
         network sees none of it.
         """
         start_nfe = self.network.nfe
-        scale, likelihood = self._pilot(problem, generator)
+        scale = self._calc_error_scale(problem, generator)
         error = problem.ivar.rsqrt() * scale
         fraction = self._fraction(problem, error)
-        size = max(-(-max(n, MIN_ENSEMBLE) // N_GROUPS), 2)
+        size = -(-max(int(SPARE * n) + 4, MIN_ENSEMBLE) // N_GROUPS)
         anchors, targets = [], []
         for _ in range(N_GROUPS):
             part = split_data(problem.flux, error, fraction, generator)
@@ -70,9 +73,11 @@ class AmortizedSampler:
         state = torch.cat(anchors)
         centred = torch.cat([a - a.mean(0) for a in anchors])
         likelihood = self._likelihood(problem, error, state, generator)
-        second = torch.stack(targets).repeat_interleave(size, 0)
+        # all draws measure the covariance, as many as needed (and some to spare) are moved
+        pick = torch.randperm(len(state), generator=generator)[: int(SPARE * n) + 4]
+        second = torch.stack(targets).repeat_interleave(size, 0)[pick]
         done = self._update(
-            problem, likelihood, state, centred, second, error, fraction, generator
+            problem, likelihood, state[pick], centred, second, error, fraction, generator
         )
         keep, n_replaced = self._select(done, n, generator)
         final = done.state[keep]
@@ -83,44 +88,39 @@ class AmortizedSampler:
         factor = draw_error_scale(chi2, len(problem.flux), problem.fit_error_scale, generator)
         loss = likelihood.calc_loss(final, flux)
         shift = float(done.shift[keep].median()) / likelihood.n_state
+        misfit = float(chi2.median()) / (len(problem.flux) * scale**2)
         warnings = self._warn(loss, shift, n_replaced, len(done.cost))
+        if problem.fit_error_scale and misfit > MAX_MISFIT:
+            warnings.append(
+                f"the samples' chi² is {misfit:.1f} times that of the best mix of stellar "
+                "populations: the prior may not hold this history, or the draws are not converged"
+            )
         stats = {"chi2": chi2.numpy(), "compression_loss": loss.numpy(),
                  "shift": done.shift[keep].numpy()}  # fmt: skip
         facts = {
-            "fraction": fraction, "rank": len(likelihood.y), "iterations": done.iterations,
-            "ensemble": len(state), "replaced": n_replaced, "shift_per_coordinate": shift,
+            "fraction": fraction, "profile_error_scale": scale, "rank": len(likelihood.y),
+            "iterations": done.iterations, "chi2_over_best_fit": misfit,
+            "ensemble": len(state), "moved": len(pick), "replaced": n_replaced, "shift_per_coordinate": shift,
             "chi2_compression_loss": float(loss.max()),
         }  # fmt: skip
         return Draws(
             final, flux, factor, self.network.nfe - start_nfe, stats, facts, tuple(warnings)
         )
 
-    def _pilot(
-        self, problem: Problem, generator: torch.Generator
-    ) -> tuple[float, CompressedLikelihood]:
-        """The factor on the errors, from draws moved onto the data; twice, as it changes them."""
-        scale = 1.0
-        for _ in range(2):
-            error = problem.ivar.rsqrt() * scale
-            seen = self._encode(problem, problem.flux, error**-2)
-            state = self._draw(problem, seen, N_PILOT, generator)
-            likelihood = self._likelihood(problem, error, state, generator)
-            second = problem.flux.expand(N_PILOT_POLISHED, -1)
-            done = self._update(
-                problem, likelihood, state[:N_PILOT_POLISHED], state - state.mean(0), second,
-                error, 0.0, generator,
-            )  # fmt: skip
-            best = done.state[done.cost.argsort()[: N_PILOT_POLISHED // 2]]
-            chi2 = float(likelihood.calc_chi2(best).median()) * scale**2
-            if not np.isfinite(chi2):
-                raise SamplingError("no draw could be brought onto the data: chi² is not finite")
-            if not problem.fit_error_scale:
-                break
-            freedom = max(len(problem.flux) - N_PARAMETERS, 0.5 * len(problem.flux))
-            previous, scale = scale, float(np.clip((chi2 / freedom) ** 0.5, 0.3, 100.0))
-            if abs(np.log(scale / previous)) < 0.1:
-                break
-        return scale, likelihood
+    def _calc_error_scale(self, problem: Problem, generator: torch.Generator) -> float:
+        """The factor on the errors, from the best fit near the network's dust and kinematics."""
+        if not problem.fit_error_scale:
+            return 1.0
+        seen = self._encode(problem, problem.flux, problem.ivar)
+        state = self._draw(problem, seen, N_PILOT, generator)
+        _, u = split_state(state[:, : 2 * problem.n_bins + N_NUISANCE], problem.n_bins)
+        found = nuisance.to_physical(u)
+        start = tuple(float(v.median()) for v in found)
+        spread = tuple(
+            max(float(v.std()), s) for v, s in zip(found, (0.02, 3.0, 3.0), strict=True)
+        )
+        profile = fit_profile(problem, start, spread, PROFILE_EVALUATIONS)
+        return calc_error_scale(profile.chi2, len(problem.flux))
 
     def _fraction(self, problem: Problem, error: Tensor) -> float:
         """Information for the network: `fraction`, within the S/N it was trained on."""

@@ -18,83 +18,20 @@ score_models' Euler-Maruyama step on its VE SDE.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import minimize, nnls
 from torch import Tensor
 
 from sfhzoo.errors import SamplingError
 from sfhzoo.forward.model import calc_spectrum
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.linearised import LinearisedHistories, linearise_histories
+from sfhzoo.likelihood.problem import Draws, Problem, draw_error_scale
+from sfhzoo.likelihood.profile import calc_error_scale, fit_profile
 from sfhzoo.priors.prior import Prior
-from sfhzoo.samplers.problem import Draws, Problem, draw_error_scale
 
 MAX_CHI2_RATIO = 30.0
 """of the samples' median chi² to the profile fit's, beyond which the samples are refused"""
-PROFILE_STRIDE = 4
-"""Every so many bins serve as templates of the profile fit; neighbours are degenerate."""
-
-
-class Profile(NamedTuple):
-    """Best-fitting dust and kinematics (mag, km/s, km/s) and the chi² there."""
-
-    a_v: float
-    sigma_v: float
-    velocity: float
-    chi2: float
-
-
-def fit_profile(problem: Problem) -> Profile:
-    """A_V, sigma_v and velocity at the minimum of chi² over non-negative template weights.
-
-    Fixed values are kept; the templates are every fourth bin at every metallicity.
-    """
-    weight = problem.ivar.sqrt()
-    y = (problem.flux * weight).numpy()
-    templates = problem.model.templates[::PROFILE_STRIDE].flatten(0, 1)
-    fixed = (problem.a_v, problem.sigma_v, problem.velocity)
-    start = np.array([0.3, 130.0, 0.0])
-    scale = np.array([0.3, 50.0, 30.0])
-    free = [i for i, v in enumerate(fixed) if v is None]
-    values = np.array([s if v is None else v for s, v in zip(start, fixed)], float)
-
-    def chi2_of(z: np.ndarray) -> float:
-        trial = values.copy()
-        trial[free] = start[free] + z * scale[free]
-        inside = np.clip(trial, [0.0, 1.0, -300.0], [nuisance.A_V_MAX, 500.0, 300.0])
-        # a fine-grid step of 1e-30 in flux would defeat nnls' tolerance: whitened data do not
-        design = problem.model.observe(templates, *(float(v) for v in inside)) * weight
-        norm = design.norm(dim=1).clamp(min=1e-300)
-        residual = nnls((design / norm[:, None]).numpy().T, y)[1]
-        return float(residual**2 + 100 * (((trial - inside) / scale) ** 2).sum())
-
-    if not free:
-        return _make_profile(values, chi2_of(np.zeros(0)))
-    found = minimize(
-        chi2_of, np.zeros(len(free)), method="Nelder-Mead",
-        options={
-            "maxfev": 70, "xatol": 0.02, "fatol": 0.5, "initial_simplex": _simplex(len(free)),
-        },
-    )  # fmt: skip
-    values[free] = np.clip(
-        start[free] + found.x * scale[free],
-        np.array([0.0, 1.0, -300.0])[free],
-        np.array([nuisance.A_V_MAX, 500.0, 300.0])[free],
-    )
-    return _make_profile(values, float(found.fun))
-
-
-def _make_profile(values: NDArray[np.float64], chi2: float) -> Profile:
-    a_v, sigma_v, velocity = values.tolist()
-    return Profile(a_v, sigma_v, velocity, chi2)
-
-
-def _simplex(n: int) -> np.ndarray:
-    return np.vstack([np.zeros(n), 0.8 * np.eye(n)])
 
 
 @dataclass
@@ -118,8 +55,8 @@ class ClaSampler:
     def sample(self, problem: Problem, n: int, generator: torch.Generator) -> Draws:
         """n samples; SamplingError when the diffusion leaves the finite numbers."""
         profile = fit_profile(problem)
-        freedom = len(problem.flux) - 20
-        scale = (profile.chi2 / freedom) ** 0.5 if problem.fit_error_scale else 1.0
+        fit = problem.fit_error_scale
+        scale = calc_error_scale(profile.chi2, len(problem.flux)) if fit else 1.0
         ivar = problem.ivar / scale**2
         templates = problem.model.at(profile.a_v, profile.sigma_v, profile.velocity)
         likelihood = _ConvolvedLikelihood(problem, templates, ivar)

@@ -124,7 +124,7 @@ def polish(
         diagonal += extra
         factor, failed = torch.linalg.cholesky_ex(hessian)
         step = torch.cholesky_solve(gradient[..., None], factor)[..., 0]
-        # rounding in a single-precision J J^T can outweigh C^-1: such a draw waits for damping
+        # rounding in J J^T can outweigh C^-1: such a draw waits for more damping
         step = torch.where(failed[:, None] > 0, 0.0, step)
         step = step * (STEP_LIMIT / step.abs().amax(1).clamp(min=STEP_LIMIT))[:, None]
         trial = m[k]

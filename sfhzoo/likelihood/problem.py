@@ -1,4 +1,4 @@
-"""What every sampler gets and returns."""
+"""One observation and the choices made for it: what every sampler gets, and what it returns."""
 
 from __future__ import annotations
 
