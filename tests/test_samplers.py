@@ -30,12 +30,13 @@ from sfhzoo.forward.model import ForwardModel
 from sfhzoo.forward.redshift import calc_flux_factor
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.problem import Problem, draw_error_scale
+from sfhzoo.likelihood.profile import fit_profile
 from sfhzoo.priors.network import SpectralMLP
 from sfhzoo.priors.prior import Prior
 from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.samplers import simulator as simulator_module
 from sfhzoo.samplers.amortized import AmortizedSampler, _impose, calc_smooth_flux
-from sfhzoo.samplers.cla import ClaSampler, fit_profile
+from sfhzoo.samplers.cla import ClaSampler
 from sfhzoo.samplers.encoding import Encoder
 from sfhzoo.samplers.posterior_network import SCHEDULE, ConditionalMLP, PosteriorNetwork
 

@@ -100,7 +100,8 @@ class AmortizedSampler:
         facts = {
             "fraction": fraction, "profile_error_scale": scale, "rank": len(likelihood.y),
             "iterations": done.iterations, "chi2_over_best_fit": misfit,
-            "ensemble": len(state), "moved": len(pick), "replaced": n_replaced, "shift_per_coordinate": shift,
+            "ensemble": len(state), "moved": len(pick), "replaced": n_replaced,
+            "shift_per_coordinate": shift,
             "chi2_compression_loss": float(loss.max()),
         }  # fmt: skip
         return Draws(
