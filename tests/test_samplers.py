@@ -202,12 +202,12 @@ def sampler():
 
 def test_an_untrained_network_draws_from_the_standard_normal(sampler):
     features = torch.zeros(1, sampler.network.encoder.n_features)
-    state = sampler.network.draw(features, 3000, torch.Generator().manual_seed(6), 24)
+    state = sampler.network.draw(features.expand(3000, -1), torch.Generator().manual_seed(6), 24)
     z = state.flatten().numpy()
     assert abs(z.mean()) < 0.01
     # 24 steps of the ODE from sigma 80 keep 105 % of the variance; of ancestral sampling 66 %
     assert z.var() == pytest.approx(1.0, abs=0.07)
-    more = sampler.network.draw(features, 3000, torch.Generator().manual_seed(6), 60)
+    more = sampler.network.draw(features.expand(3000, -1), torch.Generator().manual_seed(6), 60)
     assert float(more.var()) == pytest.approx(1.0, abs=0.015)
 
 

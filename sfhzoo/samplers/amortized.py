@@ -12,6 +12,7 @@ right, and approximate elsewhere; `shift` and chi² tell how far the update had 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from sfhzoo.likelihood.nuisance import N_NUISANCE
 from sfhzoo.likelihood.problem import Draws, Problem, draw_error_scale
 from sfhzoo.likelihood.profile import calc_error_scale, fit_profile
 from sfhzoo.samplers.encoding import PIXEL_KMS, WAVE_MAX, WAVE_MIN, Conditions, to_rest_grid
-from sfhzoo.samplers.polish import Polished, calc_precision, polish, split_data
+from sfhzoo.samplers.polish import MAX_ITERATIONS, Polished, calc_precision, polish, split_data
 from sfhzoo.samplers.posterior_network import PosteriorNetwork, split_state
 from sfhzoo.units import SPEED_OF_LIGHT
 
@@ -33,12 +34,14 @@ FRACTION = 0.3
 """Share of the information that the network sees."""
 N_PILOT = 64
 PROFILE_EVALUATIONS = 40
-N_GROUPS = 8
+N_GROUPS = 50
+"""Splits of the data; draws of one split share its noise, so many splits of few draws."""
 MIN_ENSEMBLE = 400
 """Draws that estimate the covariance; it has 131 dimensions."""
 SPARE = 1.25
 """Draws moved onto the data per sample wanted; some get stuck."""
 STEPS = 24
+FIRST_ITERATIONS = 30
 MAX_MISFIT = 1.3
 MAX_SHIFT = 4.0
 """Mean squared shift per coordinate beyond which the network's draws were not near the data."""
@@ -63,22 +66,29 @@ class AmortizedSampler:
         scale = self._calc_error_scale(problem, generator)
         error = problem.ivar.rsqrt() * scale
         fraction = self._fraction(problem, error)
-        size = -(-max(int(SPARE * n) + 4, MIN_ENSEMBLE) // N_GROUPS)
-        anchors, targets = [], []
-        for _ in range(N_GROUPS):
-            part = split_data(problem.flux, error, fraction, generator)
-            seen = self._encode(problem, part.first, fraction * error**-2)
-            anchors.append(self._draw(problem, seen, size, generator))
-            targets.append(part.second)
-        state = torch.cat(anchors)
-        centred = torch.cat([a - a.mean(0) for a in anchors])
-        likelihood = self._likelihood(problem, error, state, generator)
+        size = max(-(-max(int(SPARE * n) + 4, MIN_ENSEMBLE) // N_GROUPS), 2)
+        splits = [split_data(problem.flux, error, fraction, generator) for _ in range(N_GROUPS)]
+        seen = torch.cat([self._encode(problem, p.first, fraction * error**-2) for p in splits])
+        state = self._draw(problem, seen.repeat_interleave(size, 0), generator)
+        groups = state.view(N_GROUPS, size, -1)
+        # deviations from the means of `size` draws are too small by this factor
+        centred = (groups - groups.mean(1, keepdim=True)).flatten(0, 1) * (
+            size / (size - 1)
+        ) ** 0.5
         # all draws measure the covariance, as many as needed (and some to spare) are moved
         pick = torch.randperm(len(state), generator=generator)[: int(SPARE * n) + 4]
-        second = torch.stack(targets).repeat_interleave(size, 0)[pick]
-        done = self._update(
-            problem, likelihood, state[pick], centred, second, error, fraction, generator
-        )
+        target = torch.stack([p.second for p in splits])[pick // size] / error
+        noise = torch.randn(target.shape, generator=generator, dtype=target.dtype)
+        target = target + noise / (1 - fraction) ** 0.5
+        anchors = state[pick]
+        move = self._mover(problem, anchors, centred, target, 1 - fraction)
+        # S is interpolated over the dust and kinematics of the draws first, then, exactly enough
+        # not to shift the result, over those of the moved draws
+        likelihood = self._likelihood(problem, error, state, generator)
+        done = move(likelihood, None, FIRST_ITERATIONS)
+        settled = done.state[_is_settled(done.cost)]
+        likelihood = self._likelihood(problem, error, settled, generator)
+        done = move(likelihood, done.state, MAX_ITERATIONS)
         keep, n_replaced = self._select(done, n, generator)
         final = done.state[keep]
         flux = likelihood.calc_flux(final)
@@ -113,7 +123,7 @@ class AmortizedSampler:
         if not problem.fit_error_scale:
             return 1.0
         seen = self._encode(problem, problem.flux, problem.ivar)
-        state = self._draw(problem, seen, N_PILOT, generator)
+        state = self._draw(problem, seen.expand(N_PILOT, -1), generator)
         _, u = split_state(state[:, : 2 * problem.n_bins + N_NUISANCE], problem.n_bins)
         found = nuisance.to_physical(u)
         start = tuple(float(v.median()) for v in found)
@@ -150,13 +160,12 @@ class AmortizedSampler:
         )
         return self.network.encoder.encode(y, weight, known)
 
-    def _draw(
-        self, problem: Problem, features: Tensor, n: int, generator: torch.Generator
-    ) -> Tensor:
-        """States [n, n_state]: the network's, fixed parameters imposed, calibration a priori."""
-        state = self.network.draw(features, n, generator, STEPS).double()
+    def _draw(self, problem: Problem, features: Tensor, generator: torch.Generator) -> Tensor:
+        """One state per row of features; fixed parameters imposed, calibration from its prior."""
+        state = self.network.draw(features, generator, STEPS).double()
         state = _impose(state, problem.fixed_coordinates())
-        c = torch.randn((n, problem.calibration_order), generator=generator, dtype=torch.float64)
+        n, order = len(state), problem.calibration_order
+        c = torch.randn((n, order), generator=generator, dtype=torch.float64)
         return torch.cat([state, problem.calibration_rms * c], dim=1)
 
     def _likelihood(
@@ -172,31 +181,39 @@ class AmortizedSampler:
             generator, problem.calibration_order, reference,
         )  # fmt: skip
 
-    def _update(
-        self, problem: Problem, likelihood: CompressedLikelihood, state: Tensor, centred: Tensor,
-        second: Tensor, error: Tensor, fraction: float, generator: torch.Generator,
-    ) -> Polished:  # fmt: skip
-        free = torch.ones(likelihood.n_state, dtype=torch.bool)
-        n_network = 2 * problem.n_bins + N_NUISANCE
+    def _mover(
+        self, problem: Problem, anchors: Tensor, centred: Tensor, target: Tensor, weight: float
+    ) -> Callable[[CompressedLikelihood, Tensor | None, int], Polished]:
+        """A function (likelihood, initial states, iterations) that moves the anchors to the data.
+
+        `centred` are the deviations that measure C, `target` the perturbed whitened data
+        [sample, wave], `weight` their share of the information.
+        """
+        n_state, order = anchors.shape[1], problem.calibration_order
+        free = torch.ones(n_state, dtype=torch.bool)
+        n_network = n_state - order
         free[n_network - N_NUISANCE : n_network] = problem.fixed_coordinates().isnan()
         soft = free.clone()
         soft[n_network:] = False
         precision = calc_precision(centred, soft)
-        order = likelihood.n_calibration
         if order:
             precision[n_network:, n_network:] = torch.eye(order) / problem.calibration_rms**2
-        weight = 1.0 - fraction
-        target = (second / error) @ likelihood.basis.T
-        noise = torch.randn(target.shape, generator=generator, dtype=target.dtype)
-        return polish(likelihood, state, target + noise / weight**0.5, precision, free, weight)
+
+        def move(
+            likelihood: CompressedLikelihood, initial: Tensor | None, iterations: int
+        ) -> Polished:
+            compressed = target @ likelihood.basis.T
+            return polish(
+                likelihood, anchors, compressed, precision, free, weight, initial, iterations
+            )
+
+        return move
 
     @staticmethod
     def _select(done: Polished, n: int, generator: torch.Generator) -> tuple[Tensor, int]:
         """n indices of converged draws; stuck ones are replaced by others."""
         cost = done.cost
-        middle = cost.median()
-        spread = 1.4826 * (cost - middle).abs().median() + 1.0
-        good = ((cost < middle + 8 * spread) & torch.isfinite(cost)).nonzero()[:, 0]
+        good = _is_settled(cost).nonzero()[:, 0]
         n_unfinished = int(done.unfinished.sum())
         if min(len(good), len(cost) - n_unfinished) < 0.3 * len(cost):
             raise SamplingError(
@@ -227,6 +244,13 @@ class AmortizedSampler:
         if n_replaced > 0.1 * n_total:
             warnings.append(f"{n_replaced} of {n_total} draws did not converge and were replaced")
         return warnings
+
+
+def _is_settled(cost: Tensor) -> Tensor:
+    """Which draws [sample] ended near the others' objective; the rest are stuck elsewhere."""
+    middle = cost.median()
+    spread = 1.4826 * (cost - middle).abs().median() + 1.0
+    return (cost < middle + 8 * spread) & torch.isfinite(cost)
 
 
 def _impose(state: Tensor, fixed: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ def polish(
     precision: Tensor,
     free: Tensor,
     weight: float,
+    initial: Tensor | None = None,
     max_iterations: int = MAX_ITERATIONS,
     tolerance: float = 0.1,
 ) -> Polished:
@@ -95,12 +96,13 @@ def polish(
     precision : C^-1 [n_state, n_state]
     free : [n_state] bool; other coordinates stay
     weight : of the data term, 1 - a
+    initial : where to begin, if not at the anchors
     max_iterations, tolerance : a draw is done when a step gains less than `tolerance` in the
         objective, which has the scale of chi²
     """
     index = free.nonzero()[:, 0]
     p = precision[index][:, index]
-    m = start.clone()
+    m = (start if initial is None else initial).clone()
 
     def cost_of(state: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         residual = target[k] - likelihood.predict(state)

@@ -120,17 +120,15 @@ class PosteriorNetwork:
         self.nfe = 0
 
     @torch.no_grad()
-    def draw(
-        self, features: Tensor, n: int, generator: torch.Generator, steps: int = 40
-    ) -> Tensor:
-        """n states [n, n_state] for one observation's features [1, n_features].
+    def draw(self, features: Tensor, generator: torch.Generator, steps: int = 40) -> Tensor:
+        """One state [sample, n_state] for each row of features [sample, n_features].
 
         Probability-flow ODE by DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2;
         h = ln(s / s_next)): of a Gaussian's variance 24 steps keep 103 to 108 %, where as many
         ancestral steps keep 60 % and their intervals are a fifth too narrow.
         """
-        net = self.network
-        embedded = net.embed_features(features).expand(n, -1)
+        net, n = self.network, len(features)
+        embedded = net.embed_features(features)
         levels = self.schedule.steps(steps, stop=5e-3).float()
         spread = (net.eigenvalues + levels[0] ** 2).sqrt()
         state = (torch.randn((n, len(spread)), generator=generator) * spread) @ net.basis.T
