@@ -2,8 +2,8 @@
 
     python benchmarks/real_spectra.py [FILE ...] --threads 2
 
-Without files, the bundled spectrum of NGC 3522. The time is from a parsed spectrum with models
-loaded to finished samples.
+Without files, the bundled spectrum of NGC 3522. The time is from a parsed spectrum with prior
+and grid loaded to finished samples.
 """
 
 from __future__ import annotations

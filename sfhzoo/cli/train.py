@@ -29,11 +29,10 @@ def _set_threads(threads: int | None) -> None:
     help="Continue from the checkpoint in --out.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--steps", type=click.IntRange(1), help="Override the recipe's number of steps.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train_command(
-    recipe: Path, out: Path, resume: bool, threads: int | None, device: str,
+    recipe: Path, out: Path, resume: bool, threads: int | None,
     steps: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Train the prior of RECIPE (TOML) by denoising score matching.
@@ -43,7 +42,7 @@ def train_command(
     from sfhzoo.priors.training import train
 
     _set_threads(threads)
-    written = train(recipe, out, resume=resume, device=device, progress=not quiet, steps=steps)
+    written = train(recipe, out, resume=resume, progress=not quiet, steps=steps)
     click.echo(str(written))
 
 

@@ -1,8 +1,8 @@
 """The Gaussian likelihood of a spectrum on a compressed basis, with its analytic Jacobian.
 
 A model spectrum is a sum of templates, so it lies in their span; the noise-weighted data and
-templates are projected on an orthonormal basis of that span and nothing is lost but what the
-basis leaves out. With whitened data y (flux / error) and pixels P >> R:
+templates are projected on an orthonormal basis of that span, and little is lost. With whitened
+data y (flux / error) and pixels P >> R:
 
     chi²(state) = | Q^T y - S(state) |² + | y - Q Q^T y |²
 
@@ -61,7 +61,7 @@ class Polynomial:
         return cls(0.5 * (lo + hi) - 0.5 * (hi - lo) * t)
 
     def weights(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and their derivatives [..., node] at `value` [...]; clamped a little outside."""
+        """Weights and their derivatives [..., node] at `value` [...]."""
         k, n = self.nodes, len(self.nodes)
         if n == 1:
             one = torch.ones_like(value)[..., None]

@@ -143,8 +143,7 @@ class TrainingState:
         stale = [k for k in identity if meta.get(k) != identity[k]]
         if stale:
             raise DataError(
-                f"{path} was written with another {', '.join(stale)}; "
-                "train into a new directory or pass --restart"
+                f"{path} was written with another {', '.join(stale)}; train into a new directory"
             )
         tensors = load_file(path)
         part = lambda p: {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}  # noqa: E731
@@ -254,7 +253,6 @@ def train(
     recipe_path: str | Path,
     out_dir: str | Path,
     resume: bool = True,
-    device: str = "auto",
     progress: bool = False,
     steps: int | None = None,
 ) -> Path:

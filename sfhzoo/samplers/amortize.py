@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -55,8 +56,11 @@ def simulate_pool(
     """States, features and encoder basis of `options.pool` simulated observations, cached."""
     from tqdm import tqdm
 
+    identity = _pool_identity(data, scaling, grid, options)
     if path.exists():
-        return load_file(path)
+        with safe_open(path, "pt") as f:
+            if (f.metadata() or {}).get("identity") == identity:
+                return load_file(path)
     generator = torch.Generator().manual_seed(options.seed)
     simulator = Simulator(grid, data.bins, scaling, options.domain)
     sfr, logzsol = data.histories("train")
@@ -70,8 +74,18 @@ def simulate_pool(
         features.append(f)
     pool = {"state": torch.cat(states), "features": torch.cat(features), **encoder.to_weights()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(pool, path)
+    partial = path.with_name(path.name + ".partial")
+    save_file(pool, partial, metadata={"identity": identity})
+    partial.replace(path)
     return pool
+
+
+def _pool_identity(
+    data: TrainingSet, scaling: HistoryScaling, grid: SSPGrid, options: AmortizeOptions
+) -> str:
+    """What the simulated observations depend on."""
+    made_with = [options.pool, options.seed, asdict(options.domain), scaling.to_dict()]
+    return json.dumps([data.sha256, grid.sha256, *made_with], sort_keys=True)
 
 
 def _fit_encoder(simulator: Simulator, x: Tensor, generator: torch.Generator) -> Encoder:
@@ -103,7 +117,11 @@ def train_posterior_network(
     network = _fresh_network(pool, options)
     v0, features = pool["state"] @ network.basis, pool["features"]
     state = make_state(network, training)
-    identity = {"options": json.dumps(asdict(options), sort_keys=True), "set": data.sha256}
+    identity = {
+        "options": json.dumps(asdict(options), sort_keys=True),
+        "set": data.sha256,
+        "grid": grid.sha256,
+    }
     if (out / "checkpoint.safetensors").exists():
         state.restore(out / "checkpoint.safetensors", identity)
 

@@ -26,7 +26,14 @@ from sfhzoo.likelihood.nuisance import N_NUISANCE
 from sfhzoo.likelihood.problem import Draws, Problem, draw_error_scale
 from sfhzoo.likelihood.profile import calc_error_scale, fit_profile
 from sfhzoo.samplers.encoding import PIXEL_KMS, WAVE_MAX, WAVE_MIN, Conditions, to_rest_grid
-from sfhzoo.samplers.polish import MAX_ITERATIONS, Polished, calc_precision, polish, split_data
+from sfhzoo.samplers.polish import (
+    MAX_ITERATIONS,
+    Polished,
+    calc_precision,
+    join,
+    polish,
+    split_data,
+)
 from sfhzoo.samplers.posterior_network import PosteriorNetwork, split_state
 from sfhzoo.units import SPEED_OF_LIGHT
 
@@ -42,6 +49,7 @@ SPARE = 1.25
 """Draws moved onto the data per sample wanted; some get stuck."""
 STEPS = 24
 FIRST_ITERATIONS = 30
+CHUNK = 256
 MAX_MISFIT = 1.3
 MAX_SHIFT = 4.0
 """Mean squared shift per coordinate beyond which the network's draws were not near the data."""
@@ -203,15 +211,21 @@ class AmortizedSampler:
             likelihood: CompressedLikelihood, initial: Tensor | None, iterations: int
         ) -> Polished:
             compressed = target @ likelihood.basis.T
-            return polish(
-                likelihood, anchors, compressed, precision, free, weight, initial, iterations
-            )
+            start = anchors if initial is None else initial
+            # the draws are independent, and memory grows with those moved at once
+            parts = [
+                polish(likelihood, a, t, precision, free, weight, i, iterations)
+                for a, t, i in zip(
+                    anchors.split(CHUNK), compressed.split(CHUNK), start.split(CHUNK), strict=True
+                )
+            ]
+            return join(parts)
 
         return move
 
     @staticmethod
     def _select(done: Polished, n: int, generator: torch.Generator) -> tuple[Tensor, int]:
-        """n indices of converged draws; stuck ones are replaced by others."""
+        """n indices of draws that reached the data (repeated if too few), and how many failed."""
         cost = done.cost
         good = _is_settled(cost).nonzero()[:, 0]
         n_unfinished = int(done.unfinished.sum())

@@ -76,6 +76,17 @@ class Polished(NamedTuple):
     unfinished: Tensor
 
 
+def join(parts: list[Polished]) -> Polished:
+    """Draws moved in parts, as one."""
+    return Polished(
+        state=torch.cat([p.state for p in parts]),
+        cost=torch.cat([p.cost for p in parts]),
+        shift=torch.cat([p.shift for p in parts]),
+        iterations=max(p.iterations for p in parts),
+        unfinished=torch.cat([p.unfinished for p in parts]),
+    )
+
+
 def polish(
     likelihood: CompressedLikelihood,
     start: Tensor,

@@ -39,7 +39,7 @@ OBJECTS_PER_REDSHIFT = 25
 
 @dataclass(frozen=True)
 class Domain:
-    """What the simulated observations span; recorded in the artifact, checked at run time."""
+    """What the simulated observations span, as recorded in the artifact."""
 
     redshift: tuple[float, float] = (0.001, 1.2)
     survey_redshift: float = 0.35
