@@ -233,7 +233,8 @@ def test_the_exact_likelihood_corrects_an_untrained_network(sampler):
 
 @pytest.mark.slow
 def test_draws_that_cannot_reach_the_data_are_refused(sampler, monkeypatch):
-    monkeypatch.setattr("sfhzoo.samplers.polish.polish.__defaults__", (2, 0.1))
+    monkeypatch.setattr("sfhzoo.samplers.amortized.FIRST_ITERATIONS", 1)
+    monkeypatch.setattr("sfhzoo.samplers.amortized.MAX_ITERATIONS", 1)
     problem, _ = make_problem(fit_error_scale=False, **FIXED)
     with pytest.raises(SamplingError, match="draws reached the data"):
         sampler.sample(problem, 10, torch.Generator().manual_seed(8))
