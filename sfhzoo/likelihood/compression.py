@@ -284,9 +284,9 @@ class CompressedLikelihood:
         """chi² [sample] over all pixels in use."""
         return ((self.y - self.predict(state)) ** 2).sum(1) + self.outside
 
-    def calc_flux(self, state: Tensor, model: ForwardModel | None = None) -> Tensor:
-        """Exact model spectra [sample, wave] on the pixels of `model` (default: those in use)."""
-        model = model or self.model
+    def calc_flux(self, state: Tensor) -> Tensor:
+        """Exact model spectra [sample, wave] on the pixels in use."""
+        model = self.model
         x, u, _ = self.split(state)
         sfr, logzsol = self.scaling.from_x(x)
         p = nuisance.to_physical(u)

@@ -270,7 +270,7 @@ def train(
         options = TrainingOptions(**{**asdict(options), "steps": steps})
     x, scaling, data = load_training_x(options, Path(recipe_path).parent)
     schedule = NoiseSchedule(**options.schedule)
-    network, x = _fresh_network(options, schedule, x)
+    network = _fresh_network(options, schedule, x)
     score_model = build_score_model(network, schedule)
     state = make_state(network, options)
     out.mkdir(parents=True, exist_ok=True)
@@ -298,9 +298,7 @@ def train(
     return out
 
 
-def _fresh_network(
-    options: TrainingOptions, schedule: NoiseSchedule, x: Tensor
-) -> tuple[nn.Module, Tensor]:
+def _fresh_network(options: TrainingOptions, schedule: NoiseSchedule, x: Tensor) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network = build_network(options.architecture, options.network, schedule)
@@ -308,7 +306,7 @@ def _fresh_network(
         basis, eigenvalues = calc_principal_components(x)
         network.basis.copy_(basis)
         network.eigenvalues.copy_(eigenvalues)
-    return network, x
+    return network
 
 
 def _identity(options: TrainingOptions) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfhzoo.spectra.masks import calc_line_mask
+from sfhzoo.units import LN10, SPEED_OF_LIGHT
 
 WAVE_MIN, WAVE_MAX = 2400.0, 9200.0
 LOG_STEP = 2e-4
@@ -30,7 +31,7 @@ N_SEGMENTS = 48
 N_EXTRAS = 7
 MAX_BEYOND = 0.05
 """Share of a segment that may lie beyond the spectrum's end and repeat its last value."""
-PIXEL_KMS = LOG_STEP * np.log(10.0) * 299792.458
+PIXEL_KMS = LOG_STEP * LN10 * SPEED_OF_LIGHT
 
 
 def rest_grid(margin: int = 0) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sfhzoo.errors import SfhzooError
 from sfhzoo.timebins import TimeBins, resolve_cosmology
-from sfhzoo.units import Z_SUN
+from sfhzoo.units import YR_PER_GYR, Z_SUN
 
 N_SUBSTEPS = 10
 """Midpoints per bin; the SFR of a bin is their mean. Never at cosmic time 0, where SFR is 0."""
@@ -146,7 +146,7 @@ def calc_metallicity(
     from dsps.metallicity import umzr
 
     p = umzr.DEFAULT_MZR_PARAMS
-    mass = sfr * bins.width * 1e9
+    mass = sfr * bins.width * YR_PER_GYR
     # 100 Msun keeps the logarithm finite before the first star; the floor applies there
     log_mass = np.log10(np.maximum((np.cumsum(mass, 1) - 0.5 * mass) * recipe["surviving"], 1e2))
     today = umzr.mzr_model_t0(
@@ -202,7 +202,7 @@ def generate(recipe: dict[str, Any], bins: TimeBins) -> Iterator[dict[str, NDArr
         )
         sfr = _bin_mean(model(log_halo_mass, key) * 10.0 ** (burst - mean_correction), bins)
         logzsol = calc_metallicity(rng, sfr, _bin_mean(burst, bins), bins, recipe["metallicity"])
-        formed = sfr.sum(axis=1) * bins.width * 1e9
+        formed = sfr.sum(axis=1) * bins.width * YR_PER_GYR
         limit = recipe["max_baryon_fraction"] * baryon_fraction * 10.0**log_halo_mass
         good = (formed <= limit) & np.isfinite(sfr).all(1) & np.isfinite(logzsol).all(1)
         index += 1
