@@ -10,40 +10,33 @@ import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sfhzoo import __version__
-from sfhzoo.errors import ArtifactError, DataError, Incompatible, UsageError
+from sfhzoo.diagnostics.predictive import calc_predictive_check
+from sfhzoo.engines import Observation, SamplerName, choose_engine
+from sfhzoo.errors import DataError, UsageError
 from sfhzoo.forward.csp import calc_metallicity_weights, calc_surviving_fraction
 from sfhzoo.forward.kinematics import calc_resolution_sigma
 from sfhzoo.forward.model import COARSE_FWHM, ForwardModel
 from sfhzoo.forward.redshift import calc_flux_factor
 from sfhzoo.grids.ssp import SSPGrid
-from sfhzoo.histories import HistoryScaling, calc_mass_formed_per_bin
+from sfhzoo.histories import calc_mass_formed_per_bin
 from sfhzoo.likelihood import nuisance
-from sfhzoo.likelihood.compression import calc_calibration_rows
+from sfhzoo.likelihood.calibration import calc_calibration_rows, calc_smooth_flux, choose_order
 from sfhzoo.likelihood.options import Options
 from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.posterior import Observed, Parameter, Posterior
 from sfhzoo.priors.prior import Prior
-from sfhzoo.samplers.amortized import AmortizedSampler, calc_smooth_flux
-from sfhzoo.samplers.cla import ClaSampler
 from sfhzoo.samplers.posterior_network import PosteriorNetwork
 from sfhzoo.spectra.masks import build_mask
 from sfhzoo.spectra.spectrum import Spectrum
 from sfhzoo.timebins import TimeBins
-from sfhzoo.zoo.artifacts import (
-    DEFAULT_GRID,
-    DEFAULT_PRIOR,
-    find_posterior_network,
-    load_grid,
-    load_posterior_network,
-    load_prior,
-)
+from sfhzoo.zoo.artifacts import DEFAULT_GRID, DEFAULT_PRIOR, load_grid, load_prior
 
 MIN_PIXELS = 50
 
@@ -55,10 +48,12 @@ def infer(
     *,
     redshift: float | None = None,
     samples: int = 100,
-    sampler: Literal["auto", "amortized", "cla"] = "auto",
+    sampler: SamplerName = "auto",
+    network: str | Path | PosteriorNetwork | None = None,
     seed: int = 0,
     device: str = "auto",
     progress: bool = False,
+    allow_no_data: bool = False,
     **options: Any,
 ) -> Posterior:
     """Posterior of a galaxy's star formation and metallicity history given its spectrum.
@@ -68,13 +63,15 @@ def infer(
     spectrum : with a redshift, unless `redshift` gives one
     prior, grid : names or paths of artifacts, or loaded ones
     samples : number of posterior samples, >= 2
-    sampler : "amortized" (a posterior network corrected by the exact likelihood), "cla" (the
-        convolved likelihood approximation with the prior's score), or "auto": the first where a
-        network for this prior and grid exists
+    sampler : "amortized" (a posterior network completed by the exact likelihood), "pnpdm" (split
+        Gibbs with the prior's score), "mmps" (moment matching), "cla" (the convolved likelihood
+        approximation), or "auto": the first where a network fits, else the second
+    network : posterior network for this prior and grid, or its directory; by default the bundled
     seed : of all random numbers; same seed and machine, same samples
-    device : "cpu", "cuda" or "auto", for the prior of the sampler cla; all else runs on the CPU
-    options : fields of `Options`: a_v, sigma_v, calibration_order, redshift_offset, jitter,
-        lines, exclude, wave_range
+    device : "cpu", "cuda" or "auto", for the prior's network; all else runs on the CPU
+    allow_no_data : accept a spectrum without usable pixels; the result is then the prior
+    options : fields of `Options`: a_v, sigma_v, calibration_order, calibration_rms,
+        redshift_offset, jitter, lines, exclude, wave_range
 
     Raises
     ------
@@ -84,34 +81,27 @@ def infer(
     if samples < 2:
         raise UsageError(f"expected at least 2 samples, got {samples}")
     chosen = Options(**options)
+    if sampler == "cla":
+        chosen = _without_calibration(chosen)
     device = _resolve_device(device)
     loaded_prior = prior if isinstance(prior, Prior) else load_prior(prior)
     loaded_grid = grid if isinstance(grid, SSPGrid) else load_grid(grid)
     spectrum = _with_redshift(spectrum, redshift)
     generator = torch.Generator().manual_seed(seed)
     sampling_start = time.perf_counter()
-    network, notes = _find_network(sampler, loaded_prior, loaded_grid)
-    scaling = network.scaling if network else loaded_prior.scaling
-    setup = _prepare(spectrum, scaling, loaded_prior.bins, loaded_grid, chosen)
-    if network:
-        engine: Any = AmortizedSampler(network, setup.lsf_extra, setup.luminosity)
-        name = f"amortized ({network.name})"
-        notes += _domain_notes(network, setup)
-    else:
-        if chosen.calibration_order:
-            raise UsageError("the sampler cla has no calibration polynomial; use order 0")
-        engine, name = ClaSampler(loaded_prior.to(device), progress=progress), "cla"
-    draws = engine.sample(setup.problem, samples, generator)
+    setup = _prepare(spectrum, loaded_prior, loaded_grid, chosen, allow_no_data)
+    engine = choose_engine(
+        sampler, loaded_prior, loaded_grid, network, setup.observation, device, progress
+    )
+    draws = engine.sampler.sample(setup.problem, samples, generator)
     sampling = time.perf_counter() - sampling_start
-    warnings = [*spectrum.warnings, *setup.warnings, *notes, *draws.warnings]
     provenance = {
         "object": spectrum.name,
         "prior": {"name": loaded_prior.name, "sha256": loaded_prior.sha256},
         "grid": {"name": loaded_grid.name, "sha256": loaded_grid.sha256},
-        "sampler": name,
+        "sampler": engine.name,
         "seed": seed,
-        # the posterior network and the likelihood run on the CPU
-        "device": "cpu" if network else device,
+        "device": engine.device,
         "nfe": draws.nfe,
         "versions": _versions(),
         "input": dict(spectrum.meta),
@@ -120,6 +110,7 @@ def infer(
         "cosmology": str(loaded_prior.bins.cosmology),
         "wall_s": {"sampling": round(sampling, 3)},
     }
+    warnings = [*spectrum.warnings, *setup.warnings, *engine.notes, *draws.warnings]
     posterior = _assemble(spectrum, setup, draws, loaded_grid, provenance, warnings)
     provenance["wall_s"]["total"] = round(time.perf_counter() - start, 3)
     return posterior
@@ -127,14 +118,22 @@ def infer(
 
 @dataclass(frozen=True)
 class _Setup:
-    problem: Problem
+    observation: Observation
     full: ForwardModel
     used: NDArray[np.bool_]
     reasons: dict[str, NDArray[np.bool_]]
-    lsf_extra: float
-    luminosity: float
     bins: TimeBins
     warnings: tuple[str, ...]
+
+    @property
+    def problem(self) -> Problem:
+        return self.observation.problem
+
+
+def _without_calibration(options: Options) -> Options:
+    if options.calibration_order not in ("auto", 0):
+        raise UsageError("the sampler cla has no calibration polynomial; use order 0")
+    return replace(options, calibration_order=0)
 
 
 def _resolve_device(device: str) -> str:
@@ -157,9 +156,10 @@ def _with_redshift(spectrum: Spectrum, redshift: float | None) -> Spectrum:
 
 
 def _prepare(
-    spectrum: Spectrum, scaling: HistoryScaling, bins: TimeBins, grid: SSPGrid, options: Options
+    spectrum: Spectrum, prior: Prior, grid: SSPGrid, options: Options, allow_no_data: bool
 ) -> _Setup:
     """Mask, forward model and problem of one spectrum."""
+    bins = prior.bins
     redshift = float(spectrum.redshift or 0.0)
     mask, reasons = build_mask(
         spectrum, redshift, options.lines, options.exclude, options.wave_range
@@ -168,8 +168,10 @@ def _prepare(
     fwhm = np.interp(rest, grid.wave, grid.resolution_fwhm)
     outside = (rest < grid.wave[1]) | (rest > grid.wave[-2]) | (fwhm >= COARSE_FWHM)
     reasons = {**reasons, "outside the grid": outside}
-    used = mask & ~outside
-    if used.sum() < MIN_PIXELS:
+    used, ivar = mask & ~outside, spectrum.ivar
+    if allow_no_data and not used.any() and not outside.all():
+        used, ivar = ~outside, np.zeros_like(ivar)
+    elif used.sum() < MIN_PIXELS:
         low, high = rest[[0, -1]]
         raise DataError(
             f"{used.sum()} usable pixels between {low:.0f} and {high:.0f} Å at rest, expected at "
@@ -200,20 +202,27 @@ def _prepare(
     number = lambda v: None if v == "free" else float(v)  # noqa: E731
     problem = Problem(
         model=model,
-        flux=torch.from_numpy(spectrum.flux[used]),
-        ivar=torch.from_numpy(spectrum.ivar[used]),
-        scaling=scaling,
+        flux=torch.from_numpy(np.where(ivar > 0, spectrum.flux, 0.0)[used]),
+        ivar=torch.from_numpy(ivar[used]),
+        scaling=prior.scaling,
         a_v=number(options.a_v),
         sigma_v=number(options.sigma_v),
         velocity=None if options.redshift_offset == "free" else 0.0,
-        fit_error_scale=options.jitter == "free",
-        calibration_order=options.calibration_order,
+        fit_error_scale=options.jitter == "free" and bool((ivar[used] > 0).any()),
+        calibration_order=_calibration_order(options, model.wave_obs),
+        calibration_rms=options.calibration_rms,
     )
     factor = calc_flux_factor(
         redshift, bins.luminosity_distance_cm(redshift), grid.solar_luminosity
     )
     extra = _calc_lsf_extra(lsf, used, fwhm, rest)
-    return _Setup(problem, full, used, reasons, extra, 1 / factor, bins, tuple(warnings))
+    observation = Observation(problem, extra, 1 / factor)
+    return _Setup(observation, full, used, reasons, bins, tuple(warnings))
+
+
+def _calibration_order(options: Options, wave: NDArray[np.float64]) -> int:
+    order = options.calibration_order
+    return choose_order(wave) if order == "auto" else order
 
 
 def _fwhm_limit(grid: SSPGrid) -> int:
@@ -233,57 +242,6 @@ def _calc_lsf_extra(
         return 0.0
     grid_sigma = calc_resolution_sigma(fwhm[used], rest[used])
     return float(np.sqrt(np.median(np.clip(lsf[used] ** 2 - grid_sigma**2, 0, None))))
-
-
-def _find_network(
-    sampler: str, prior: Prior, grid: SSPGrid
-) -> tuple[PosteriorNetwork | None, list[str]]:
-    """The posterior network to use, or None for the sampler "cla"; and notes for the user."""
-    if sampler not in ("auto", "amortized", "cla"):
-        raise UsageError(f"expected sampler 'auto', 'amortized' or 'cla', got {sampler!r}")
-    if sampler == "cla":
-        return None, []
-    path = find_posterior_network(prior.name, grid.name)
-    if path is None:
-        message = f"no posterior network for {prior.name} with {grid.name}"
-        if sampler == "amortized":
-            raise ArtifactError(f"{message}; use --sampler cla")
-        return None, [f"{message}: the sampler 'cla' is used, slow and with approximate intervals"]
-    network = load_posterior_network(path)
-    try:
-        _check_partners(network, prior, grid)
-    except Incompatible as e:
-        if sampler == "amortized":
-            raise
-        return None, [f"{e}: the sampler 'cla' is used, slow and with approximate intervals"]
-    return network, []
-
-
-def _check_partners(network: PosteriorNetwork, prior: Prior, grid: SSPGrid) -> None:
-    expected = network.config["training_set"]["sha256"]
-    if expected != prior.config["training_set"]["sha256"]:
-        raise Incompatible(
-            f"{network.name} was trained on the histories {expected[:12]}…, the prior "
-            f"{prior.name} on {prior.config['training_set']['sha256'][:12]}…; use --sampler cla"
-        )
-    if network.config["grid"]["sha256"] != grid.sha256:
-        raise Incompatible(
-            f"{network.name} was trained with another file of {grid.name}; use --sampler cla"
-        )
-
-
-def _domain_notes(network: PosteriorNetwork, setup: _Setup) -> list[str]:
-    domain, notes = network.config["domain"], []
-    redshift = setup.problem.model.redshift
-    lo, hi = domain["redshift"]
-    if not lo <= redshift <= hi:
-        notes.append(f"redshift {redshift:g} is outside the posterior network's {lo:g} to {hi:g}")
-    if setup.lsf_extra > domain["lsf_extra"][1]:
-        notes.append(
-            f"the instrument's broadening ({setup.lsf_extra:.0f} km/s) is beyond the posterior "
-            f"network's {domain['lsf_extra'][1]:g} km/s"
-        )
-    return [f"{n}: the result may be wrong" for n in notes]
 
 
 def _versions() -> dict[str, str]:
@@ -317,10 +275,18 @@ def _assemble(
         ),
         "error_scale": Parameter(draws.error_scale.numpy(), "1", "Factor on the file's errors"),
     }
-    warnings = [*warnings, *_object_warnings(draws)]
     observed = Observed(
         spectrum.wave_obs, spectrum.flux, spectrum.ivar, setup.used, dict(setup.reasons)
     )
+    predicted = _predict(spectrum, setup, draws)
+    warnings = [*warnings, *_object_warnings(draws)]
+    if bool((problem.ivar > 0).any()):
+        check = calc_predictive_check(
+            spectrum.wave_obs, spectrum.flux, spectrum.ivar, setup.used, predicted,
+            draws.error_scale.numpy(), problem.model.redshift,
+        )  # fmt: skip
+        provenance["predictive"] = check.to_dict()
+        warnings += check.format_warnings()
     provenance["warnings"] = warnings
     return Posterior(
         sfr=sfr.numpy(),
@@ -329,7 +295,7 @@ def _assemble(
         mass_surviving=surviving,
         bins=bins,
         redshift=problem.model.redshift,
-        model_flux=_predict(spectrum, setup, draws),
+        model_flux=predicted,
         observed=observed,
         sample_stats=dict(draws.stats),
         provenance=provenance,

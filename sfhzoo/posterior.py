@@ -217,6 +217,8 @@ class Posterior:
             "n_pixels": int(self.observed.used.sum()),
             "chi2_per_pixel": chi2,
             "warnings": warnings,
+            "predictive": made.get("predictive"),
+            "facts": made.get("facts"),
             "quantities": table,
         }
         plain: dict[str, Any] = _to_plain(summary)

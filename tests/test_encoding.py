@@ -13,12 +13,15 @@ from galaxies import BINS, calc_exact_flux, load_grid, make_scaling, make_states
 
 from sfhzoo.forward.model import ForwardModel
 from sfhzoo.forward.redshift import calc_flux_factor
+from sfhzoo.samplers import encoding as encoding_module
 from sfhzoo.samplers import simulator as simulator_module
 from sfhzoo.samplers.encoding import (
     LOG_STEP,
     N_SEGMENTS,
+    PIXEL_KMS,
     Conditions,
     Encoder,
+    calc_level,
     rest_grid,
     segment_of_pixel,
     to_rest_grid,
@@ -26,6 +29,8 @@ from sfhzoo.samplers.encoding import (
 from sfhzoo.spectra.masks import calc_line_mask, calc_sky_mask
 
 K = 40
+SHARP = 1e7
+"""A cap on the precision that does not matter."""
 N_REDSHIFTS = 8
 N_COEFFICIENTS = K - 1
 
@@ -58,6 +63,12 @@ def galaxy(encoder):
     return flux[None], c[1:], float((50 / flux.mean()) ** 2)
 
 
+def encode(encoder, flux, weight, known, cap=SHARP, seed=5):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding_module, "MAX_SNR", cap)
+        return encoder.encode(flux, weight, known, torch.Generator().manual_seed(seed))
+
+
 def conditions(n=1):
     one = torch.ones(n, dtype=torch.float64)
     return Conditions(12.5 * one, 30 * one, 0 * one)
@@ -77,7 +88,7 @@ def split(features):
 def test_the_coefficients_of_a_spectrum_in_the_basis_are_recovered(encoder, galaxy):
     flux, truth, weight = galaxy
     # with noise a millionth of the flux the unit prior has no say
-    found, spread, _ = split(encoder.encode(flux, weights(weight * 1e8), conditions()))
+    found, spread, _ = split(encode(encoder, flux, weights(weight * 1e8), conditions()))
     level = float((flux[0] * (encoder.basis[:, 0] != 0)).sum() / (encoder.basis[:, 0] != 0).sum())
     # the encoder normalises by the mean flux, then by what its first coefficient adds to it
     torch.testing.assert_close(found, truth, rtol=0, atol=2e-3)
@@ -90,7 +101,7 @@ def test_the_luminosity_does_not_depend_on_what_part_was_seen(encoder, galaxy, s
     """It is the amplitude of the basis' first column, whose mean is 1, not the mean flux."""
     flux, _, weight = galaxy
     w = weights(weight * 1e8, segments)
-    *_, extras = split(encoder.encode(flux, w, conditions()))
+    *_, extras = split(encode(encoder, flux, w, conditions()))
     assert float(extras[0]) == pytest.approx(np.log10(3e7) - 6.0, abs=2e-3)
 
 
@@ -100,7 +111,7 @@ def test_the_spreads_are_those_of_repeated_noise(encoder, galaxy):
     n, g = 600, torch.Generator().manual_seed(2)
     noise = torch.randn((n, flux.shape[1]), generator=g, dtype=torch.float64) / weight**0.5
     w = weights(weight).expand(n, -1)
-    features = encoder.encode(flux + noise, w, conditions(n)).double()
+    features = encode(encoder, flux + noise, w, conditions(n)).double()
     found, spread = features[:, :N_COEFFICIENTS], features[0, N_COEFFICIENTS:-7].exp()
     assert float(spread[0]) < 0.1 and float(spread[-1]) < 1.0
     # an estimate that shrinks towards 0 errs by less than its spread where the truth is near 1
@@ -116,11 +127,11 @@ def test_a_segment_without_data_has_no_influence(encoder, galaxy):
     changed = flux.clone()
     away = torch.from_numpy((segment_of_pixel() < 10) | (segment_of_pixel() >= 40))
     changed[:, away] = 1e12 * torch.randn(int(away.sum()), dtype=torch.float64)
-    before, after = (encoder.encode(f, w, conditions()) for f in (flux, changed))
+    before, after = (encode(encoder, f, w, conditions()) for f in (flux, changed))
     assert torch.equal(before, after)
     inside = flux.clone()
     inside[:, torch.from_numpy(segment_of_pixel() == 20)] *= 1.02
-    assert not torch.allclose(encoder.encode(inside, w, conditions()), before, atol=1e-3)
+    assert not torch.allclose(encode(encoder, inside, w, conditions()), before, atol=1e-3)
 
 
 def test_emission_lines_have_no_influence(encoder, galaxy):
@@ -128,7 +139,7 @@ def test_emission_lines_have_no_influence(encoder, galaxy):
     lines = torch.from_numpy(~calc_line_mask(rest_grid()))
     changed = flux.clone()
     changed[:, lines] *= 30.0
-    before, after = (encoder.encode(f, weights(weight), conditions()) for f in (flux, changed))
+    before, after = (encode(encoder, f, weights(weight), conditions()) for f in (flux, changed))
     assert torch.equal(before, after)
     assert 100 < int(lines.sum()) < 1000
 
@@ -137,8 +148,8 @@ def test_emission_lines_have_no_influence(encoder, galaxy):
 def test_a_brighter_galaxy_changes_the_luminosity_only(encoder, galaxy, factor):
     flux, _, weight = galaxy
     w = weights(weight, range(12, 44))
-    before = encoder.encode(flux, w, conditions())[0]
-    after = encoder.encode(flux * factor, w / factor**2, conditions())[0]
+    before = encode(encoder, flux, w, conditions())[0]
+    after = encode(encoder, flux * factor, w / factor**2, conditions())[0]
     difference = after - before
     assert float(difference[-7]) == pytest.approx(np.log10(factor), abs=1e-5)
     difference[-7] = 0.0
@@ -148,8 +159,8 @@ def test_a_brighter_galaxy_changes_the_luminosity_only(encoder, galaxy, factor):
 def test_what_is_known_besides_the_flux_has_its_own_features(encoder, galaxy):
     flux, _, weight = galaxy
     one = torch.ones(1, dtype=torch.float64)
-    base = encoder.encode(flux, weights(weight), conditions())[0]
-    other = encoder.encode(
+    base = encode(encoder, flux, weights(weight), conditions())[0]
+    other = encode(encoder,
         flux, weights(weight), Conditions(10.5 * one, 130 * one, 0.04 * one)
     )[0]  # fmt: skip
     assert torch.equal(base[:-3], other[:-3])
@@ -159,16 +170,106 @@ def test_what_is_known_besides_the_flux_has_its_own_features(encoder, galaxy):
 def test_pure_noise_gives_finite_features(encoder):
     g = torch.Generator().manual_seed(3)
     flux = torch.randn((50, len(rest_grid())), generator=g, dtype=torch.float64)
-    features = encoder.encode(flux, weights(1.0).expand(50, -1), conditions(50))
+    features = encode(encoder, flux, weights(1.0).expand(50, -1), conditions(50))
     assert bool(features.isfinite().all())
+
+
+def test_no_coefficient_is_known_better_than_the_cap(encoder, galaxy):
+    """The noise added is the noise declared: estimates scatter by their spread about the truth."""
+    flux, truth, weight = galaxy
+    n = 400
+    w, known = weights(weight * 1e8).expand(n, -1), conditions(n)
+    features = encode(encoder, flux.expand(n, -1), w, known, cap=20.0).double()
+    found, spread = features[:, :N_COEFFICIENTS], features[0, N_COEFFICIENTS:-7].exp()
+    torch.testing.assert_close(spread, torch.full_like(spread, 1 / 20), rtol=0.01, atol=0)
+    scatter = (found - truth).square().mean(0).sqrt()
+    # the amplitude by which coefficients are divided is blurred too
+    expected = (1 + truth**2).sqrt() / 20
+    assert float((scatter / expected - 1).abs().max()) < 0.2
+
+
+def test_a_poor_spectrum_is_not_blurred_further(encoder, galaxy):
+    flux, _, weight = galaxy
+    sharp, blunt = (
+        encode(encoder, flux, weights(weight / 1e4), conditions(), c) for c in (SHARP, 30)
+    )
+    change = (blunt - sharp)[0, :N_COEFFICIENTS].double()
+    spread = sharp[0, N_COEFFICIENTS:-7].double().exp()
+    assert float((change / spread).abs().max()) < 0.5
+    torch.testing.assert_close(
+        blunt[0, N_COEFFICIENTS:-7], sharp[0, N_COEFFICIENTS:-7], atol=0.05, rtol=0
+    )
+
+
+def test_the_views_of_pixels_are_those_of_the_rest_grid(encoder, galaxy):
+    """Functionals at the grid's own pixels give the features of `encode`."""
+    flux, _, weight = galaxy
+    w = weights(weight, range(12, 44))
+    per_pixel = torch.repeat_interleave(w[0], flux.shape[1] // N_SEGMENTS)
+    level = calc_level(flux, per_pixel[None] * encoder.use)
+    v = encoder.at(rest_grid())[0] * per_pixel.sqrt()[:, None] * level
+    information, y = v.T @ v, flux[0] * per_pixel.sqrt()
+    snr = (
+        (per_pixel * encoder.use).sum().sqrt() / (per_pixel * encoder.use > 0).sum().sqrt() * level
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding_module, "MAX_SNR", SHARP)
+        features = encoder.features(
+            information[None], (y @ v - information[0])[None], level, snr,
+            (w > 0).double().mean(1), conditions(),
+        )  # fmt: skip
+    expected = encode(encoder, flux, w, conditions())
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pixels_off_centre_are_reported_as_a_velocity(encoder):
+    wave = rest_grid()[500:900]
+    for shift in (-0.3, 0.0, 0.2):
+        _, offset = encoder.at(wave * 10.0 ** (shift * LOG_STEP))
+        assert offset == pytest.approx(shift * PIXEL_KMS, abs=1e-6)
+    _, offset = encoder.at(np.array([1000.0, 20000.0]))
+    assert offset == 0.0
+
+
+def test_finer_pixels_have_the_lines_of_the_rest_grid(simulator, encoder):
+    """Velocity dispersions rest on it: spectra at 69 km/s per pixel, seen by the functionals, give
+    the coefficients of the simulator's spectrum."""
+    state = make_states(1, 41, (0.4, 0.4), (120.0, 120.0), (0.0, 0.0))
+    wave = rest_grid()[850] * 10.0 ** (LOG_STEP * (np.arange(3600) - 0.5) / 2)
+    luminosity, simulated = observe(simulator, state, 3, wave)
+    error = luminosity.mean() / 50
+    y, w = to_rest_grid(wave, luminosity, np.full(3600, error**-2))
+    per_pixel = w[:, torch.from_numpy(segment_of_pixel())] * encoder.use
+    level = calc_level(y, per_pixel)
+    v = encoder.at(wave)[0] * level / error
+    one = torch.ones(1, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding_module, "MAX_SNR", SHARP)
+        information = v.T @ v
+        right = torch.from_numpy(luminosity / error) @ v - information[0]
+        seen = encoder.features(
+            information[None], right[None], level, 50 * one, one, conditions()
+        )  # fmt: skip
+    expected = encode(encoder, simulated[None].double(), w, conditions())
+    spread = seen[0, N_COEFFICIENTS:-7].exp()
+    pull = (seen - expected)[0, :N_COEFFICIENTS] / spread
+    assert float(pull.abs().max()) < 0.5
+
+
+def test_functionals_are_zero_outside_the_grid_and_on_lines(encoder):
+    lines = rest_grid()[~calc_line_mask(rest_grid())]
+    outside = np.array([2000.0, 2390.0, 9300.0])
+    assert float(encoder.at(np.concatenate([outside, lines]))[0].abs().max()) == 0.0
+    between = rest_grid()[700] * 10.0 ** (np.array([-0.4, 0.4]) * LOG_STEP)
+    assert torch.equal(encoder.at(between)[0], encoder.basis[[700, 700]])
 
 
 def test_weights_survive_the_artifact(encoder, galaxy):
     flux, _, weight = galaxy
     again = Encoder.from_weights(encoder.to_weights())
     torch.testing.assert_close(
-        again.encode(flux, weights(weight), conditions()),
-        encoder.encode(flux, weights(weight), conditions()),
+        encode(again, flux, weights(weight), conditions()),
+        encode(encoder, flux, weights(weight), conditions()),
         rtol=1e-3, atol=2e-3,
     )  # fmt: skip
     assert again.n_features == encoder.n_features == 2 * N_COEFFICIENTS + 7
@@ -277,6 +378,6 @@ def calc_shift(encoder, truth, ivar):
     """chi² by which holes move the coefficients, against the same weights on the whole truth."""
     y, w = to_rest_grid(rest_grid(), truth[0].numpy(), ivar)
     assert int((w > 0).sum()) > 20
-    seen, spread, _ = split(encoder.encode(y, w, conditions()))
-    whole, _, _ = split(encoder.encode(truth, w, conditions()))
+    seen, spread, _ = split(encode(encoder, y, w, conditions()))
+    whole, _, _ = split(encode(encoder, truth, w, conditions()))
     return float((((seen - whole) / spread.exp()) ** 2).sum())

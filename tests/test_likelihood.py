@@ -162,7 +162,8 @@ def test_the_gradient_is_that_of_finite_differences(case):
     assert float(scale[:, 128:131].min()) > 1.0, "the test needs data that know the nuisance"
 
 
-def test_the_curvature_is_that_of_the_jacobian_within_the_nearest_nodes(case):
+def test_the_curvature_is_that_of_the_jacobian(case):
+    """Exactly: an approximate one leads Gauss-Newton off the stiff directions."""
     _, truth, *_, likelihood = case
     state = _ensemble_near(truth, 4, 7)
     _, hessian = likelihood.linearise(state, torch.zeros(4, likelihood.rank).double())
@@ -170,9 +171,24 @@ def test_the_curvature_is_that_of_the_jacobian_within_the_nearest_nodes(case):
     exact = jacobian @ jacobian.transpose(1, 2)
     norm = exact.diagonal(dim1=1, dim2=2).sqrt()
     relative = (hessian - exact).abs() / (norm[:, :, None] * norm[:, None, :]).clamp(min=1e-6)
-    assert float(relative.max()) < 0.3
-    # the nuisance columns are not approximated
-    assert float(relative[:, 128:, 128:].max()) < 1e-3
+    # a metallicity node within the step makes one column's difference one-sided
+    assert float(relative.flatten().quantile(0.98)) < 1e-4
+
+
+def test_seen_through_a_transform_it_is_the_transformed_likelihood(case):
+    _, truth, *_, likelihood = case
+    state = _ensemble_near(truth, 3, 8)
+    g = torch.Generator().manual_seed(2)
+    transform = torch.randn((9, likelihood.rank), generator=g, dtype=torch.float64)
+    seen = likelihood.marginal(transform)
+    torch.testing.assert_close(seen.predict(state), likelihood.predict(state) @ transform.T)
+    residual = torch.randn((3, 9), generator=g, dtype=torch.float64)
+    gradient, hessian = seen.linearise(state, residual)
+    expected, _ = likelihood.linearise(state, residual @ transform)
+    torch.testing.assert_close(gradient, expected)
+    jacobian = _finite_differences(likelihood, state) @ transform.T
+    exact = jacobian @ jacobian.transpose(1, 2)
+    assert float(((hessian - exact).norm() / exact.norm())) < 1e-3
 
 
 def _finite_differences(likelihood, state, h=1e-5):

@@ -20,6 +20,11 @@ _COMMANDS = {
     "example": ("sfhzoo.cli.infer", "example_command", "Path of the bundled SDSS spectrum."),
     "train": ("sfhzoo.cli.train", "train_command", "Train a prior from a recipe."),
     "amortize": ("sfhzoo.cli.train", "amortize_command", "Train a posterior network."),
+    "validate": (
+        "sfhzoo.cli.validate",
+        "validate_command",
+        "Coverage and recovery on mock observations.",
+    ),
     "grid": ("sfhzoo.cli.grid", "grid_group", "Grids of stellar populations: build, show."),
     "simulation": ("sfhzoo.cli.simulation", "simulation_group", "Training sets: build, check."),
     "prior": ("sfhzoo.cli.prior", "prior_group", "Priors: evaluate."),

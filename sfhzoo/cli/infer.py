@@ -37,6 +37,19 @@ class FreeOrValue(click.ParamType):
         return number
 
 
+class CalibrationOrder(click.ParamType):
+    """The word "auto", or an order from 0 (none) to 30."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not str(value).isdecimal() or int(value) > 30:
+            self.fail(f"expected 'auto' or 0 to 30, got {value!r}", param, ctx)
+        return int(value)
+
+
 class WaveRange(click.ParamType):
     """A:B with A < B, observed Å."""
 
@@ -113,10 +126,15 @@ def _status(text: str, shown: bool) -> Iterator[None]:
 )
 @click.option(
     "--sampler",
-    type=click.Choice(["auto", "amortized", "cla"]),
+    type=click.Choice(["auto", "amortized", "pnpdm", "mmps", "cla"]),
     default="auto",
     show_default=True,
-    help="auto: amortized where a posterior network fits, else cla.",
+    help="auto: amortized where a posterior network fits, else pnpdm.",
+)
+@click.option(
+    "--network",
+    type=click.Path(path_type=Path),
+    help="Directory of a posterior network made by `sfhzoo amortize` [default: the bundled].",
 )
 @click.option(
     "--av",
@@ -134,10 +152,17 @@ def _status(text: str, shown: bool) -> Iterator[None]:
 )
 @click.option(
     "--calibration-order",
-    type=click.IntRange(0, 30),
-    default=0,
+    type=CalibrationOrder(),
+    default="auto",
     show_default=True,
-    help="Order of a multiplicative calibration polynomial, 3 % per order; 0 = none.",
+    help="Order of the multiplicative calibration polynomial; auto: one per 700 Å, at most 8.",
+)
+@click.option(
+    "--calibration-rms",
+    type=click.FloatRange(0, 0.2, min_open=True),
+    default=0.02,
+    show_default=True,
+    help="Prior of each of its coefficients.",
 )
 @click.option(
     "--redshift-offset",
@@ -183,7 +208,7 @@ def _status(text: str, shown: bool) -> Iterator[None]:
     "--device",
     default="auto",
     show_default=True,
-    help="cpu, cuda or auto, for the sampler cla; the default runs on the CPU.",
+    help="cpu, cuda or auto, for samplers that use the prior's score; amortized runs on the CPU.",
 )
 @click.option(
     "--out",

@@ -60,11 +60,11 @@ def train_command(
 @click.option(
     "--pool",
     type=click.IntRange(1000),
-    default=480_000,
+    default=640_000,
     show_default=True,
     help="Simulated observations.",
 )
-@click.option("--steps", type=click.IntRange(1), default=20_000, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=24_000, show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def amortize_command(
     prior: str, grid: str, training_set: Path, out: Path, threads: int | None, pool: int,

@@ -17,24 +17,27 @@ calibration polynomial, sum_n c_n P_n(t), multiplies a reference spectrum: it is
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sfhzoo.forward.dust import calc_attenuation, calc_calzetti_curve
 from sfhzoo.forward.model import ForwardModel, calc_spectrum
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood import nuisance
+from sfhzoo.likelihood.calibration import calc_calibration_rows
 from sfhzoo.likelihood.linearised import LinearisedHistories, linearise_histories
 from sfhzoo.likelihood.nuisance import N_NUISANCE, Nuisance
+from sfhzoo.units import LN10
 
-N_AV_NODES = 5
-N_SIGMA_NODES = 4
 N_PROBES = 420
+SPAN_TOLERANCE = 1e-5
+"""Relative error with which a few spectra stand for all templates."""
+MAX_LOSS = 0.6
+"""Relative loss of SFR up to which a step is linear in SFR; then it goes on in its logarithm."""
 TOLERANCE = 1e-3
 """chi² of a typical spectrum that the discarded directions may hold in total."""
 
@@ -108,19 +111,22 @@ class CompressedLikelihood:
         self.n_bins = model.templates.shape[0]
         weight = ivar.sqrt()
         self.whitened = flux * weight
-        self.a_v = Polynomial.over(*span.a_v, N_AV_NODES)
-        self.sigma_v = Polynomial.over(*span.sigma_v, N_SIGMA_NODES)
+        self.a_v = Polynomial.over(*span.a_v, _count_nodes(span.a_v[1] - span.a_v[0], 0.4, 1.0))
+        relative = (span.sigma_v[1] - span.sigma_v[0]) / (span.sigma_v[0] + 50.0)
+        self.sigma_v = Polynomial.over(*span.sigma_v, _count_nodes(relative, 0.1, 0.4))
         self.velocity_centre = 0.5 * (span.velocity[0] + span.velocity[1])
         self.velocity_step = max(0.5 * (span.velocity[1] - span.velocity[0]), 1.0)
-        kinematic = self._kinematic_templates(weight)
+        spectra, coefficients = _factorise(model.templates.flatten(0, 1))
+        kinematic = self._kinematic_spectra(spectra, weight)
         rest = model.wave_obs / (1 + model.redshift)
         curve = torch.from_numpy(calc_calzetti_curve(rest))
         dust = [calc_attenuation(a, curve) for a in self.a_v.nodes]
         polynomials = self._calibration(calibration_order, reference, weight)
-        self.basis = self._choose_basis(kinematic, dust, typical_sfr, polynomials, generator)
+        light = coefficients * _light(typical_sfr, len(model.nodes))[:, None]
+        self.basis = self._choose_basis(kinematic, light, dust, polynomials, generator)
         self.y = self.basis @ self.whitened
         self.outside = float((self.whitened**2).sum() - (self.y**2).sum())
-        project = lambda t, d: (t.flatten(0, 1) * d) @ self.basis.T  # noqa: E731
+        project = lambda t, d: coefficients @ ((t * d) @ self.basis.T)  # noqa: E731
         templates = torch.stack(
             [torch.stack([project(t, d) for t in kinematic.sigma]) for d in dust]
         )
@@ -131,14 +137,25 @@ class CompressedLikelihood:
         # [template, (A_V node, sigma_v node | velocity terms, component)]: one matrix product
         stacked = torch.cat([templates, torch.stack(of_velocity)], dim=1)
         self.stacked = stacked.permute(2, 0, 1, 3).flatten(1).contiguous()
-        self.single = templates
+        self.by_mix = stacked.flatten(0, 1).flatten(1)
         self.calibration = polynomials @ self.basis.T
         self.n_calibration = len(polynomials)
+        self.rank = len(self.basis)
 
-    @property
-    def rank(self) -> int:
-        """Number of components R."""
-        return len(self.basis)
+    def marginal(self, transform: Tensor) -> CompressedLikelihood:
+        """S seen through `transform` [r, R]; its states have no calibration coefficients.
+
+        Only `predict` and `linearise` of the result mean anything.
+        """
+        other = copy(self)
+        other.stacked = (self.stacked.view(-1, self.rank) @ transform.T).view(
+            len(self.stacked), -1
+        )
+        n_mix = len(self.by_mix)
+        other.by_mix = (self.by_mix.view(n_mix, -1, self.rank) @ transform.T).view(n_mix, -1)
+        other.calibration = self.calibration.new_zeros(0, len(transform))
+        other.n_calibration, other.rank = 0, len(transform)
+        return other
 
     @property
     def n_nodes(self) -> int:
@@ -149,15 +166,14 @@ class CompressedLikelihood:
     def n_state(self) -> int:
         return 2 * self.n_bins + N_NUISANCE + self.n_calibration
 
-    def _kinematic_templates(self, weight: Tensor) -> _Kinematic:
-        """Whitened templates [bin, metallicity, wave] at the sigma_v nodes, and velocity terms."""
+    def _kinematic_spectra(self, spectra: Tensor, weight: Tensor) -> _Kinematic:
+        """Whitened spectra [spectrum, wave] at the sigma_v nodes, and their velocity terms."""
         v0, step = self.velocity_centre, self.velocity_step
-        nodes = self.sigma_v.nodes
-        at = [self.model.at(0.0, float(s), v0) * weight for s in nodes]
-        middle = float(nodes.mean())
-        here = at[0] if len(at) == 1 else self.model.at(0.0, middle, v0) * weight
-        up = self.model.at(0.0, middle, v0 + step) * weight
-        down = self.model.at(0.0, middle, v0 - step) * weight
+        seen = lambda s, v: self.model.observe(spectra, 0.0, s, v) * weight  # noqa: E731
+        at = [seen(float(s), v0) for s in self.sigma_v.nodes]
+        middle = float(self.sigma_v.nodes.mean())
+        here = at[0] if len(at) == 1 else seen(middle, v0)
+        up, down = seen(middle, v0 + step), seen(middle, v0 - step)
         return _Kinematic(at, (up - down) / (2 * step), (up + down - 2 * here) / step**2)
 
     def _calibration(self, order: int, reference: Tensor | None, weight: Tensor) -> Tensor:
@@ -171,28 +187,28 @@ class CompressedLikelihood:
         return torch.from_numpy(rows) * reference * weight
 
     def _choose_basis(
-        self, kinematic: _Kinematic, dust: list[Tensor], sfr: Tensor, polynomials: Tensor,
+        self, kinematic: _Kinematic, light: Tensor, dust: list[Tensor], polynomials: Tensor,
         generator: torch.Generator,
     ) -> Tensor:  # fmt: skip
         """Orthonormal rows [component, wave] that hold all templates up to `TOLERANCE` in chi².
 
         Random combinations of templates, each in proportion to the light it may give, find the
-        span (Halko, Martinsson & Tropp 2011, SIAM Review 53, 217).
+        span (Halko, Martinsson & Tropp 2011, SIAM Review 53, 217); `light` [template, spectrum].
         """
-        scale = (sfr[:, None] + 0.02 * sfr.mean()).expand(kinematic.slope.shape[:2]).flatten()
         spread = self.velocity_step
         kinds = [*kinematic.sigma, kinematic.slope * spread, kinematic.curvature * spread**2]
-        probes, n = [], N_PROBES // len(dust) // len(kinds) + 1
-        per_kind = max(n, 24)
+        per_kind = max(N_PROBES // len(dust) // len(kinds) + 1, 24)
+        probes = []
         for d in dust:
             for kind in kinds:
-                mix = torch.randn((per_kind, len(scale)), generator=generator, dtype=torch.float64)
-                probes.append((mix * scale) @ kind.flatten(0, 1) * d)
+                mix = torch.randn((per_kind, len(light)), generator=generator, dtype=torch.float64)
+                probes.append(((mix @ light) @ kind) * d)
         rows = torch.cat([*probes, polynomials * 0.1])
-        _, values, axes = torch.linalg.svd(rows, full_matrices=False)
-        rest = (values.flip(0) ** 2).cumsum(0).flip(0) / len(rows)
-        rank = int((rest > TOLERANCE).sum())
-        return axes[: max(rank, 8)]
+        values, axes = torch.linalg.eigh(rows @ rows.T)
+        rest = values.clamp(min=0).cumsum(0) / len(rows)
+        rank = max(int((rest > TOLERANCE).sum()), 8)
+        # the squares hide small directions from the eigenvalues, so they are made orthogonal anew
+        return torch.linalg.qr((axes[:, -rank:].T @ rows).T)[0].T
 
     def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [sample, 2, bin], u [sample, 3] and c [sample, order] of states."""
@@ -210,32 +226,48 @@ class CompressedLikelihood:
     def linearise(self, state: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """J r [sample, n_state] and J J^T [sample, n_state, n_state], J = dS/dstate.
 
-        J r is exact for the interpolated S. In J J^T the history's templates are those of the
-        nearest node of A_V and sigma_v: it steers the steps, not where they end.
+        Both are exact for the interpolated S: the data fix some directions a thousand times better
+        than others, so a per cent of error in J sends a step the wrong way.
         """
         x, u, _ = self.split(state)
         n, d = len(state), 2 * self.n_bins
         at = linearise_histories(self.scaling, self.model.nodes, x)
         mix = self._nuisance(u)
-        by_node = self._by_node(_scatter(at, self.n_nodes))
-        of_u = self._nuisance_columns(u, mix, by_node)
-        back = self._back(mix, residual).view(n, self.n_bins, -1)
-        low, high = (back.gather(2, (at.node + i)[..., None])[..., 0] for i in (0, 1))
-        gradient = torch.empty_like(state)
-        gradient[:, : self.n_bins] = at.d_sfr * torch.lerp(low, high, at.share)
-        gradient[:, self.n_bins : d] = at.d_z * (high - low)
-        gradient[:, d : d + N_NUISANCE] = (of_u @ residual[..., None])[..., 0]
-        gradient[:, d + N_NUISANCE :] = residual @ self.calibration.T
-        columns = torch.empty(n, self.n_state, residual.shape[1], dtype=state.dtype)
-        near = self._nearest(u)
-        low, high = (_take(near, at.node + i) for i in (0, 1))
+        columns = torch.empty(n, self.n_state, self.rank, dtype=state.dtype)
+        seen = (mix.weights() @ self.by_mix).view(-1, self.rank)
+        row = torch.arange(n * self.n_bins).view(n, -1) * self.n_nodes + at.node
+        low, high = seen[row], seen[row + 1]
         columns[:, : self.n_bins] = at.d_sfr[..., None] * torch.lerp(
             low, high, at.share[..., None]
         )
         columns[:, self.n_bins : d] = at.d_z[..., None] * (high - low)
-        columns[:, d : d + N_NUISANCE] = of_u
+        by_node = self._by_node(_scatter(at, self.n_nodes))
+        columns[:, d : d + N_NUISANCE] = self._nuisance_columns(u, mix, by_node)
         columns[:, d + N_NUISANCE :] = self.calibration
+        gradient = (columns @ residual[..., None])[..., 0]
         return gradient, columns @ columns.transpose(1, 2)
+
+    def move(self, state: Tensor, step: Tensor) -> Tensor:
+        """States `step` away, to first order state + step, on a path along which S is straight.
+
+        In log SFR a relative change d of a bin with signal-to-noise ratio F moves the flux by
+        F d² / 2 past its linear prediction, and F may be 100; in (SFR, SFR Z) the flux is linear
+        between nodes of metallicity. So steps are computed in x but taken there.
+        """
+        scaling, bins = self.scaling, self.n_bins
+        new = state + step
+        if scaling.kind != "log":
+            return new
+        per_x = LN10 * torch.as_tensor(scaling.std[0], dtype=state.dtype)
+        d = per_x * step[:, :bins]
+        inside = torch.log1p(d.clamp(min=-MAX_LOSS))
+        ln_ratio = inside + (d + MAX_LOSS).clamp(max=0.0) / (1 - MAX_LOSS)
+        new[:, :bins] = state[:, :bins] + ln_ratio / per_x
+        # S depends on SFR Z: the same change of it moves Z less where the SFR has grown
+        share = torch.exp(-ln_ratio).clamp(0.2, 1 / (1 - MAX_LOSS))
+        z = slice(bins, 2 * bins)
+        new[:, z] = state[:, z] + share * step[:, z]
+        return new
 
     def _nuisance(self, u: Tensor) -> _Mix:
         """Interpolation weights of the nuisance coordinates, and their slopes."""
@@ -264,22 +296,6 @@ class CompressedLikelihood:
         slopes = nuisance.calc_derivative(u)
         return torch.stack([by_dust, by_sigma, by_velocity], 1) * slopes[..., None]
 
-    def _back(self, mix: _Mix, residual: Tensor) -> Tensor:
-        """Each template, at the sample's nuisance parameters, times the residual.
-
-        Shape [sample, template].
-        """
-        per_s = torch.cat([mix.l_s, mix.dv, 0.5 * mix.dv**2], dim=1)
-        spread = (mix.l_a[:, :, None, None] * per_s[:, None, :, None]) * residual[:, None, None]
-        return spread.flatten(1) @ self.stacked.T
-
-    def _nearest(self, u: Tensor) -> Tensor:
-        """Templates [sample, bin, metallicity, component] of the nearest nodes."""
-        physical = nuisance.to_physical(u)
-        a = (physical.a_v[:, None] - self.a_v.nodes).abs().argmin(1)
-        s = (physical.sigma_v[:, None] - self.sigma_v.nodes).abs().argmin(1)
-        return self.single[a, s].view(len(u), self.n_bins, -1, self.rank)
-
     def calc_chi2(self, state: Tensor) -> Tensor:
         """chi² [sample] over all pixels in use."""
         return ((self.y - self.predict(state)) ** 2).sum(1) + self.outside
@@ -301,17 +317,6 @@ class CompressedLikelihood:
         return ((exact - model @ self.basis) ** 2).sum(1)
 
 
-def calc_calibration_rows(
-    wave: NDArray[np.float64], ends: tuple[float, float], order: int
-) -> NDArray[np.float64]:
-    """Legendre polynomials P_1 ... P_order [order, wave] on a range scaled to [-1, 1].
-
-    Constant beyond the range, where the data do not hold them.
-    """
-    t = np.clip(2 * (wave - ends[0]) / (ends[1] - ends[0]) - 1, -1, 1)
-    return np.ascontiguousarray(np.polynomial.legendre.legvander(t, order)[:, 1:].T)
-
-
 class _Mix(NamedTuple):
     """Weights [sample, node] of A_V and sigma_v, their slopes, and the velocity [sample, 1]."""
 
@@ -320,6 +325,11 @@ class _Mix(NamedTuple):
     l_s: Tensor
     d_s: Tensor
     dv: Tensor
+
+    def weights(self) -> Tensor:
+        """Of the templates at (A_V node, sigma_v node | velocity terms) [sample, mix]."""
+        per_s = torch.cat([self.l_s, self.dv, 0.5 * self.dv**2], dim=1)
+        return (self.l_a[:, :, None] * per_s[:, None]).flatten(1)
 
 
 class _ByNode(NamedTuple):
@@ -334,12 +344,6 @@ class _Kinematic(NamedTuple):
     sigma: list[Tensor]
     slope: Tensor
     curvature: Tensor
-
-
-def _take(mixed: Tensor, index: Tensor) -> Tensor:
-    """mixed[n, bin, index[n, bin], :]."""
-    expanded = index[..., None, None].expand(*index.shape, 1, mixed.shape[-1])
-    return mixed.gather(2, expanded).squeeze(2)
 
 
 def _scatter(at: LinearisedHistories, n_nodes: int) -> Tensor:
@@ -364,3 +368,26 @@ def span_of(u: Tensor, widen: float = 3.0) -> Span:
             pad = 0.5 * widen * spread
             ranges.append((max(lo, lowest - pad), min(hi, highest + pad)))
     return Span(*ranges)
+
+
+def _count_nodes(width: float, narrow: float, wide: float) -> int:
+    """Nodes that interpolate an exponential to a part in a million over a range of this width."""
+    return 3 if width < narrow else 4 if width < wide else 5
+
+
+def _light(sfr: Tensor, n_nodes: int) -> Tensor:
+    """SFR each template [bin * metallicity] may stand for."""
+    return (sfr + 0.02 * sfr.mean()).repeat_interleave(n_nodes)
+
+
+def _factorise(templates: Tensor) -> tuple[Tensor, Tensor]:
+    """(spectra [spectrum, fine], coefficients [template, spectrum]) with templates their product.
+
+    Populations of similar age look alike: far fewer spectra than templates need broadening.
+    """
+    norm = templates.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    unit = templates / norm
+    values, axes = torch.linalg.eigh(unit @ unit.T)
+    keep = values > SPAN_TOLERANCE**2 * values[-1]
+    axes = axes[:, keep]
+    return axes.T @ unit, axes * norm

@@ -7,6 +7,7 @@ from typing import Literal
 
 from sfhzoo.errors import UsageError
 from sfhzoo.likelihood import nuisance
+from sfhzoo.likelihood.problem import CALIBRATION_RMS
 
 Free = Literal["free"] | float
 Switch = Literal["free", "fixed"]
@@ -18,7 +19,8 @@ class Options:
 
     a_v: Free = "free"
     sigma_v: Free = "free"
-    calibration_order: int = 0
+    calibration_order: int | Literal["auto"] = "auto"
+    calibration_rms: float = CALIBRATION_RMS
     redshift_offset: Switch = "free"
     jitter: Switch = "free"
     lines: Literal["mask", "keep"] = "mask"
@@ -35,5 +37,8 @@ class Options:
         for name in ("redshift_offset", "jitter"):
             if getattr(self, name) not in ("free", "fixed"):
                 raise UsageError(f"expected {name} 'free' or 'fixed', got {getattr(self, name)!r}")
-        if not 0 <= self.calibration_order <= 30:
-            raise UsageError(f"expected calibration order 0 to 30, got {self.calibration_order}")
+        order = self.calibration_order
+        if order != "auto" and not 0 <= order <= 30:
+            raise UsageError(f"expected calibration order 'auto' or 0 to 30, got {order}")
+        if not 0 < self.calibration_rms <= 0.2:
+            raise UsageError(f"expected calibration rms 0 to 0.2, got {self.calibration_rms}")

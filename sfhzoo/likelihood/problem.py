@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,6 +13,11 @@ from torch import Tensor
 from sfhzoo.forward.model import ForwardModel
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood import nuisance
+
+ERROR_SCALE_SPREAD = 0.3
+"""Of ln f, f being the factor on the errors: errors are right to some tens of per cent."""
+CALIBRATION_RMS = 0.02
+"""Prior of each Legendre coefficient of the relative flux calibration."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Problem:
     velocity: float | None = None
     fit_error_scale: bool = True
     calibration_order: int = 0
-    calibration_rms: float = 0.03
+    calibration_rms: float = CALIBRATION_RMS
 
     @property
     def n_bins(self) -> int:
@@ -76,10 +80,18 @@ class Draws:
 def draw_error_scale(chi2: Tensor, n_pixels: int, fit: bool, generator: torch.Generator) -> Tensor:
     """Draws [sample] of the factor f on the errors, given chi² [sample] with the file's errors.
 
-    With p(f) ~ 1/f the conditional posterior of f² is chi² over a chi-squared variate of N.
+    The prior is ln f ~ N(0, ERROR_SCALE_SPREAD), the likelihood f^-N exp(-chi² / 2 f²); by the
+    inverse of the cumulative distribution on a grid.
     """
     if not fit:
         return torch.ones_like(chi2)
-    seed = int(torch.randint(2**62, (1,), generator=generator))
-    variate = np.random.default_rng(seed).chisquare(n_pixels, len(chi2))
-    return (chi2 / torch.from_numpy(variate)).sqrt()
+    best = 0.5 * torch.log(chi2.clamp(min=1e-12) / n_pixels)
+    # the prior moves the peak by ln f / (2 N spread²): far less than the grid's extent
+    reach = 8 / (2 * n_pixels) ** 0.5
+    ln_f = best[:, None] + torch.linspace(-reach, reach, 801, dtype=chi2.dtype)
+    log_p = -n_pixels * ln_f - 0.5 * chi2[:, None] * torch.exp(-2 * ln_f)
+    log_p = log_p - 0.5 * (ln_f / ERROR_SCALE_SPREAD) ** 2
+    total = torch.softmax(log_p, dim=1).cumsum(1)
+    level = torch.rand(len(chi2), generator=generator, dtype=chi2.dtype)
+    index = torch.searchsorted(total, level[:, None]).clamp(max=ln_f.shape[1] - 1)
+    return torch.exp(ln_f.gather(1, index)[:, 0])

@@ -24,7 +24,7 @@ from sfhzoo.priors.training import (
     plot_loss,
     run_steps,
 )
-from sfhzoo.samplers.encoding import Encoder
+from sfhzoo.samplers.encoding import MAX_SNR, Encoder
 from sfhzoo.samplers.posterior_network import SCHEDULE, ConditionalMLP, PosteriorNetwork
 from sfhzoo.samplers.simulator import N_REDSHIFTS, OBJECTS_PER_REDSHIFT, Domain, Simulator
 from sfhzoo.simulations.trainingset import TrainingSet, load
@@ -39,8 +39,8 @@ CHUNK = 1000
 class AmortizeOptions:
     """How a posterior network is made; recorded in its config."""
 
-    pool: int = 480_000
-    steps: int = 20_000
+    pool: int = 640_000
+    steps: int = 24_000
     batch: int = 512
     learning_rate: float = 1e-3
     ema_decay: float = 0.9995
@@ -84,7 +84,7 @@ def _pool_identity(
     data: TrainingSet, scaling: HistoryScaling, grid: SSPGrid, options: AmortizeOptions
 ) -> str:
     """What the simulated observations depend on."""
-    made_with = [options.pool, options.seed, asdict(options.domain), scaling.to_dict()]
+    made_with = [options.pool, options.seed, MAX_SNR, asdict(options.domain), scaling.to_dict()]
     return json.dumps([data.sha256, grid.sha256, *made_with], sort_keys=True)
 
 
@@ -102,12 +102,12 @@ def train_posterior_network(
     data: TrainingSet,
     grid: SSPGrid,
     prior_name: str,
+    scaling: HistoryScaling,
     out: Path,
     options: AmortizeOptions,
     progress: bool = False,
 ) -> PosteriorNetwork:
     """Simulate, train (resuming from `out`'s checkpoint) and write the artifact into `out`."""
-    scaling = HistoryScaling.fit(*data.histories("train"))
     pool = simulate_pool(data, scaling, grid, options, out / "pool.safetensors", progress)
     encoder = Encoder.from_weights(pool)
     training = TrainingOptions(
@@ -145,6 +145,7 @@ def train_posterior_network(
         "training_set": {"sha256": data.sha256},
         "grid": {"name": grid.name, "sha256": grid.sha256},
         "domain": asdict(options.domain),
+        "max_snr": MAX_SNR,
         "training": {
             "options": asdict(options), "cpu_seconds": round(state.cpu_seconds, 1),
             "final_loss": state.losses[-1], "threads": torch.get_num_threads(),
@@ -188,5 +189,5 @@ def amortize(
             f"{training_set}: expected the training set of {prior.name}, sha256 {expected}, "
             f"got {data.sha256}"
         )
-    train_posterior_network(data, grid, prior.name, Path(out), options, progress)
+    train_posterior_network(data, grid, prior.name, prior.scaling, Path(out), options, progress)
     return Path(out)

@@ -1,58 +1,70 @@
-"""The default sampler: a posterior network draws, the exact likelihood corrects.
+"""The default sampler: a posterior network draws, the exact likelihood completes.
 
-    1. Encode the spectrum, draw from the network: near the draws' dust and kinematics the best fit
-       of non-negative templates gives the factor on the errors.
-    2. Split the data (`polish.split_data`), draw from the network given the first part, update
-       each draw with the second part under the exact likelihood.
+    1. The part of the flux outside the span of all spectra gives the factor on the errors.
+    2. The network draws given blunt views of the data (`fission`): no coefficient is known better
+       than to 1 / 30 of its spread, so what it has to resolve is within its reach.
+    3. Each draw is updated with the rest of the data under the exact likelihood (`polish`).
 
-The network is accurate in the directions the data constrain softly and too wide in those they
-fix; the likelihood is the reverse. The result is exact where the model is linear and the network
-right, and approximate elsewhere; `shift` and chi² tell how far the update had to go.
+Where the network is right the result is the posterior, up to the curvature over the spread that a
+blunt view leaves; facts and warnings tell how far the update went and which draws did not arrive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sfhzoo.errors import DataError, SamplingError
-from sfhzoo.likelihood import nuisance
-from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
-from sfhzoo.likelihood.nuisance import N_NUISANCE
+from sfhzoo.likelihood.calibration import calc_calibration_columns, draw_calibration
+from sfhzoo.likelihood.nuisance import N_NUISANCE, VELOCITY_SCALE
 from sfhzoo.likelihood.problem import Draws, Problem, draw_error_scale
-from sfhzoo.likelihood.profile import calc_error_scale, fit_profile
-from sfhzoo.samplers.encoding import PIXEL_KMS, WAVE_MAX, WAVE_MIN, Conditions, to_rest_grid
-from sfhzoo.samplers.polish import (
-    MAX_ITERATIONS,
-    Polished,
-    calc_precision,
-    join,
-    polish,
-    split_data,
+from sfhzoo.samplers.encoding import (
+    MAX_SNR,
+    WAVE_MAX,
+    WAVE_MIN,
+    Conditions,
+    calc_level,
+    segment_of_pixel,
+    to_rest_grid,
 )
+from sfhzoo.samplers.fission import draw_views
 from sfhzoo.samplers.posterior_network import PosteriorNetwork, split_state
-from sfhzoo.units import SPEED_OF_LIGHT
+from sfhzoo.samplers.update import MIN_FREEDOM, Blunt, Moved, update
+from sfhzoo.stopwatch import Stopwatch
 
-FRACTION = 0.3
-"""Share of the information that the network sees."""
-N_PILOT = 64
-PROFILE_EVALUATIONS = 40
 N_GROUPS = 50
-"""Splits of the data; draws of one split share its noise, so many splits of few draws."""
+"""Views of the data; draws of one view share its noise, so many views of few draws."""
 MIN_ENSEMBLE = 400
 """Draws that estimate the covariance; it has 131 dimensions."""
-SPARE = 1.25
+SPARE = 1.1
 """Draws moved onto the data per sample wanted; some get stuck."""
 STEPS = 24
-FIRST_ITERATIONS = 30
-CHUNK = 256
-MAX_MISFIT = 1.3
-MAX_SHIFT = 4.0
+MAX_MISFIT = 1.15
+"""Median chi² over its expectation beyond which the errors are scaled up and all is repeated."""
+MAX_ROUNDS = 3
+MAX_RHAT = 1.3
+MAX_SHIFT = 1.0
 """Mean squared shift per coordinate beyond which the network's draws were not near the data."""
+
+
+class View(NamedTuple):
+    """What the network may see of a problem, for the file's own errors.
+
+    functionals : whitened columns of its basis [wave, component] for a flux in units of `level`
+    level : Lsun/Å
+    offset : by which the network sees velocities too low, km/s
+    snr, coverage, conditions : as `Encoder.features` takes them
+    """
+
+    functionals: Tensor
+    level: Tensor
+    offset: float
+    snr: Tensor
+    coverage: Tensor
+    conditions: Conditions
 
 
 @dataclass
@@ -62,7 +74,6 @@ class AmortizedSampler:
     network: PosteriorNetwork
     lsf_extra: float
     luminosity: float
-    fraction: float = FRACTION
 
     def sample(self, problem: Problem, n: int, generator: torch.Generator) -> Draws:
         """n posterior samples.
@@ -70,201 +81,208 @@ class AmortizedSampler:
         Raises SamplingError when the draws cannot be brought onto the data, DataError when the
         network sees none of it.
         """
-        start_nfe = self.network.nfe
-        scale = self._calc_error_scale(problem, generator)
-        error = problem.ivar.rsqrt() * scale
-        fraction = self._fraction(problem, error)
-        size = max(-(-max(int(SPARE * n) + 4, MIN_ENSEMBLE) // N_GROUPS), 2)
-        splits = [split_data(problem.flux, error, fraction, generator) for _ in range(N_GROUPS)]
-        seen = torch.cat([self._encode(problem, p.first, fraction * error**-2) for p in splits])
-        state = self._draw(problem, seen.repeat_interleave(size, 0), generator)
-        groups = state.view(N_GROUPS, size, -1)
-        # deviations from the means of `size` draws are too small by this factor
-        centred = (groups - groups.mean(1, keepdim=True)).flatten(0, 1) * (
-            size / (size - 1)
-        ) ** 0.5
-        # all draws measure the covariance, as many as needed (and some to spare) are moved
-        pick = torch.randperm(len(state), generator=generator)[: int(SPARE * n) + 4]
-        target = torch.stack([p.second for p in splits])[pick // size] / error
-        noise = torch.randn(target.shape, generator=generator, dtype=target.dtype)
-        target = target + noise / (1 - fraction) ** 0.5
-        anchors = state[pick]
-        move = self._mover(problem, anchors, centred, target, 1 - fraction)
-        # S is interpolated over the dust and kinematics of the draws first, then, exactly enough
-        # not to shift the result, over those of the moved draws
-        likelihood = self._likelihood(problem, error, state, generator)
-        done = move(likelihood, None, FIRST_ITERATIONS)
-        settled = done.state[_is_settled(done.cost)]
-        likelihood = self._likelihood(problem, error, settled, generator)
-        done = move(likelihood, done.state, MAX_ITERATIONS)
-        keep, n_replaced = self._select(done, n, generator)
-        final = done.state[keep]
-        flux = likelihood.calc_flux(final)
-        chi2 = (
-            (problem.flux - self._calibrated(likelihood, final, flux)) ** 2 * problem.ivar
-        ).sum(1)
-        factor = draw_error_scale(chi2, len(problem.flux), problem.fit_error_scale, generator)
-        loss = likelihood.calc_loss(final, flux)
-        shift = float(done.shift[keep].median()) / likelihood.n_state
-        misfit = float(chi2.median()) / (len(problem.flux) * scale**2)
-        warnings = self._warn(loss, shift, n_replaced, len(done.cost))
-        if problem.fit_error_scale and misfit > MAX_MISFIT:
-            warnings.append(
-                f"the samples' chi² is {misfit:.1f} times that of the best mix of stellar "
-                "populations: the prior may not hold this history, or the draws are not converged"
-            )
-        stats = {"chi2": chi2.numpy(), "compression_loss": loss.numpy(),
-                 "shift": done.shift[keep].numpy()}  # fmt: skip
-        facts = {
-            "fraction": fraction, "profile_error_scale": scale, "rank": len(likelihood.y),
-            "iterations": done.iterations, "chi2_over_best_fit": misfit,
-            "ensemble": len(state), "moved": len(pick), "replaced": n_replaced,
-            "shift_per_coordinate": shift,
-            "chi2_compression_loss": float(loss.max()),
+        start_nfe, watch = self.network.nfe, Stopwatch()
+        with watch("view"):
+            view = self._view(problem)
+            columns = calc_calibration_columns(problem)
+            scale = 1.0
+            if problem.fit_error_scale:
+                scale = calc_span_scale(problem, view.functionals, columns)
+        net = self.network.network
+        basis = net.basis.double()
+        population = (basis / net.eigenvalues) @ basis.T
+        n_moved, rounds, span_scale = int(SPARE * n) + 4, 0, None
+        while True:
+            rounds += 1
+            with watch("network"):
+                blunt = self._look(problem, view, scale, n_moved, generator)
+            pick = torch.randperm(len(blunt.state), generator=generator)[:n_moved]
+            fit_scale = problem.fit_error_scale and rounds == 1
+            moved = update(problem, columns, blunt, pick, population, fit_scale, generator, watch)
+            span_scale = span_scale or moved.scale
+            keep, n_replaced = _select(moved, n, generator)
+            c, chi2 = _draw_calibration(problem, columns, moved, keep, generator)
+            misfit = float(chi2.median()) / len(problem.flux) / moved.scale**2
+            if rounds == MAX_ROUNDS or misfit < MAX_MISFIT or not problem.fit_error_scale:
+                break
+            # no history is as good as the best mix of templates: the errors must cover that
+            scale = moved.scale * misfit**0.5
+        known = {
+            "nfe": self.network.nfe - start_nfe, "ensemble": len(blunt.state), "rounds": rounds,
+            "error_scale_of_the_span": span_scale, "replaced": n_replaced,
+            "chi2_over_noise": misfit, "seconds": watch.rounded(),
         }  # fmt: skip
-        return Draws(
-            final, flux, factor, self.network.nfe - start_nfe, stats, facts, tuple(warnings)
-        )
+        view_of = pick[keep] // blunt.size
+        return _finish(problem, moved, keep, view_of, c, chi2, generator, known)
 
-    def _calc_error_scale(self, problem: Problem, generator: torch.Generator) -> float:
-        """The factor on the errors, from the best fit near the network's dust and kinematics."""
-        if not problem.fit_error_scale:
-            return 1.0
-        seen = self._encode(problem, problem.flux, problem.ivar)
-        state = self._draw(problem, seen.expand(N_PILOT, -1), generator)
-        _, u = split_state(state[:, : 2 * problem.n_bins + N_NUISANCE], problem.n_bins)
-        found = nuisance.to_physical(u)
-        start = tuple(float(v.median()) for v in found)
-        spread = tuple(
-            max(float(v.std()), s) for v, s in zip(found, (0.02, 3.0, 3.0), strict=True)
-        )
-        profile = fit_profile(problem, start, spread, PROFILE_EVALUATIONS)
-        return calc_error_scale(profile.chi2, len(problem.flux))
-
-    def _fraction(self, problem: Problem, error: Tensor) -> float:
-        """Information for the network: `fraction`, within the S/N it was trained on."""
-        lo, hi = self.network.config["domain"]["snr"]
-        wave = problem.model.wave_obs
-        step = np.median(np.diff(np.log(wave))) * SPEED_OF_LIGHT
-        snr = float((problem.flux / error).median()) * (PIXEL_KMS / step) ** 0.5
-        lowest, highest = (lo / max(snr, 1e-3)) ** 2, (0.7 * hi / max(snr, 1e-3)) ** 2
-        return float(min(max(self.fraction, min(lowest, 0.9)), highest))
-
-    def _encode(self, problem: Problem, flux: Tensor, ivar: Tensor) -> Tensor:
+    def _view(self, problem: Problem) -> View:
+        """What the network may see, for the file's own errors."""
         rest = problem.model.wave_obs / (1 + problem.model.redshift)
-        y, weight = to_rest_grid(
-            rest, flux.numpy() * self.luminosity, ivar.numpy() / self.luminosity**2
-        )
+        flux, ivar = problem.flux * self.luminosity, problem.ivar / self.luminosity**2
+        y, weight = to_rest_grid(rest, flux.numpy(), ivar.numpy())
         if not bool((weight > 0).any()):
             raise DataError(
                 f"the posterior network sees segments of 3 % in wavelength between {WAVE_MIN:.0f} "
                 f"and {WAVE_MAX:.0f} Å at rest; the pixels in use ({rest[0]:.0f} to "
-                f"{rest[-1]:.0f} Å) fill none: fit a wider range or use --sampler cla"
+                f"{rest[-1]:.0f} Å) fill none: fit a wider range or use --sampler pnpdm"
             )
+        per_pixel = weight[:, torch.from_numpy(segment_of_pixel())] * self.network.encoder.use
+        level = calc_level(y, per_pixel)
+        basis, offset = self.network.encoder.at(rest)
+        functionals = basis * ivar.sqrt()[:, None] * level
+        n_seen = (per_pixel > 0).sum(1)
         one = torch.ones(1, dtype=torch.float64)
         calibration = problem.calibration_rms if problem.calibration_order else 0.0
-        known = Conditions(
+        conditions = Conditions(
             problem.model.cosmic_time * one, self.lsf_extra * one, calibration * one
         )
-        return self.network.encoder.encode(y, weight, known)
+        snr = (per_pixel.sum(1) / n_seen).sqrt() * level
+        return View(functionals, level, offset, snr, (weight > 0).double().mean(1), conditions)
 
-    def _draw(self, problem: Problem, features: Tensor, generator: torch.Generator) -> Tensor:
-        """One state per row of features; fixed parameters imposed, calibration from its prior."""
-        state = self.network.draw(features, generator, STEPS).double()
-        state = _impose(state, problem.fixed_coordinates())
-        n, order = len(state), problem.calibration_order
-        c = torch.randn((n, order), generator=generator, dtype=torch.float64)
-        return torch.cat([state, problem.calibration_rms * c], dim=1)
-
-    def _likelihood(
-        self, problem: Problem, error: Tensor, state: Tensor, generator: torch.Generator
-    ) -> CompressedLikelihood:
-        x, u = split_state(state[:, : 2 * problem.n_bins + N_NUISANCE], problem.n_bins)
-        sfr = problem.scaling.from_x(x).sfr.mean(0)
-        reference = None
-        if problem.calibration_order:
-            reference = calc_smooth_flux(problem.flux, problem.ivar)
-        return CompressedLikelihood(
-            problem.model, problem.flux, error**-2, problem.scaling, span_of(u), sfr,
-            generator, problem.calibration_order, reference,
+    def _look(
+        self, problem: Problem, view: View, scale: float, n: int, generator: torch.Generator
+    ) -> Blunt:
+        """Draws of the network given blunt views; fixed parameters imposed."""
+        size = max(-(-max(n, MIN_ENSEMBLE) // N_GROUPS), 2)
+        functionals = view.functionals / scale
+        whitened = problem.flux * problem.ivar.sqrt() / scale
+        views = draw_views(whitened, functionals, MAX_SNR, N_GROUPS, generator)
+        information = functionals.T @ functionals
+        features = self.network.encoder.features(
+            information[None], views - information[0], view.level, view.snr / scale,
+            view.coverage, view.conditions,
         )  # fmt: skip
-
-    def _mover(
-        self, problem: Problem, anchors: Tensor, centred: Tensor, target: Tensor, weight: float
-    ) -> Callable[[CompressedLikelihood, Tensor | None, int], Polished]:
-        """A function (likelihood, initial states, iterations) that moves the anchors to the data.
-
-        `centred` are the deviations that measure C, `target` the perturbed whitened data
-        [sample, wave], `weight` their share of the information.
-        """
-        n_state, order = anchors.shape[1], problem.calibration_order
-        free = torch.ones(n_state, dtype=torch.bool)
-        n_network = n_state - order
-        free[n_network - N_NUISANCE : n_network] = problem.fixed_coordinates().isnan()
-        soft = free.clone()
-        soft[n_network:] = False
-        precision = calc_precision(centred, soft)
-        if order:
-            precision[n_network:, n_network:] = torch.eye(order) / problem.calibration_rms**2
-
-        def move(
-            likelihood: CompressedLikelihood, initial: Tensor | None, iterations: int
-        ) -> Polished:
-            compressed = target @ likelihood.basis.T
-            start = anchors if initial is None else initial
-            # the draws are independent, and memory grows with those moved at once
-            parts = [
-                polish(likelihood, a, t, precision, free, weight, i, iterations)
-                for a, t, i in zip(
-                    anchors.split(CHUNK), compressed.split(CHUNK), start.split(CHUNK), strict=True
-                )
-            ]
-            return join(parts)
-
-        return move
-
-    @staticmethod
-    def _select(done: Polished, n: int, generator: torch.Generator) -> tuple[Tensor, int]:
-        """n indices of draws that reached the data (repeated if too few), and how many failed."""
-        cost = done.cost
-        good = _is_settled(cost).nonzero()[:, 0]
-        n_unfinished = int(done.unfinished.sum())
-        if min(len(good), len(cost) - n_unfinished) < 0.3 * len(cost):
-            raise SamplingError(
-                f"only {len(good)} of {len(cost)} draws reached the data, {n_unfinished} were "
-                f"still moving after {done.iterations} iterations; the spectrum is unlike any "
-                "galaxy the posterior network was trained on (try --sampler cla)"
-            )
-        order = torch.randperm(len(good), generator=generator)
-        return good[order.repeat(-(-n // len(good)))[:n]], len(cost) - len(good)
-
-    @staticmethod
-    def _calibrated(likelihood: CompressedLikelihood, state: Tensor, flux: Tensor) -> Tensor:
-        *_, c = likelihood.split(state)
-        return flux + (c @ likelihood.calibration @ likelihood.basis) / likelihood.ivar.sqrt()
-
-    @staticmethod
-    def _warn(loss: Tensor, shift: float, n_replaced: int, n_total: int) -> list[str]:
-        warnings = []
-        if float(loss.median()) > 1.0:
-            warnings.append(
-                f"the compressed likelihood misses the exact chi² by {float(loss.median()):.1f}"
-            )
-        if shift > MAX_SHIFT:
-            warnings.append(
-                f"the posterior network's draws were far from the data (squared shift per "
-                f"coordinate {shift:.1f}, expected about 1): the intervals may be too narrow"
-            )
-        if n_replaced > 0.1 * n_total:
-            warnings.append(f"{n_replaced} of {n_total} draws did not converge and were replaced")
-        return warnings
+        state = self.network.draw(features.repeat_interleave(size, 0), generator, STEPS).double()
+        state[:, -1] += view.offset / VELOCITY_SCALE
+        state = _impose(state, problem.fixed_coordinates())
+        return Blunt(view.functionals, scale, views, state, size)
 
 
-def _is_settled(cost: Tensor) -> Tensor:
-    """Which draws [sample] ended near the others' objective; the rest are stuck elsewhere."""
-    middle = cost.median()
-    spread = 1.4826 * (cost - middle).abs().median() + 1.0
-    return (cost < middle + 8 * spread) & torch.isfinite(cost)
+def _draw_calibration(
+    problem: Problem, columns: Tensor, moved: Moved, keep: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Calibration coefficients [sample, order] in units of their rms, and chi² [sample]."""
+    residual = (problem.flux - moved.flux[keep]) * problem.ivar.sqrt()
+    c = draw_calibration(residual / moved.scale, columns / moved.scale, generator)
+    return c, ((residual - c @ columns.T) ** 2).sum(1)
+
+
+def _finish(
+    problem: Problem, moved: Moved, keep: Tensor, view: Tensor, c: Tensor, chi2: Tensor,
+    generator: torch.Generator, known: dict[str, Any],
+) -> Draws:  # fmt: skip
+    """Factor on the errors, statistics, diagnostics and warnings of the kept draws."""
+    state, loss = moved.polished.state[keep], moved.loss[keep]
+    factor = draw_error_scale(chi2, len(problem.flux), problem.fit_error_scale, generator)
+    shift = moved.shift[keep] / state.shape[1]
+    x, u = split_state(state, problem.n_bins)
+    summary = torch.cat([calc_summaries(problem, x), u[:, problem.fixed_coordinates().isnan()]], 1)
+    ess, rhat = calc_view_dependence(summary, view)
+    stats = {"chi2": chi2.numpy(), "compression_loss": loss.numpy(), "shift": shift.numpy()}
+    nfe = known.pop("nfe")
+    facts = {
+        "ess": ess, "rhat": rhat, "rank": moved.rank, "directions": moved.directions,
+        "likelihood_builds": moved.builds, "iterations": moved.polished.iterations,
+        "moved": len(moved.polished.cost), "shift_per_coordinate": float(shift.median()),
+        "chi2_compression_loss": float(loss.max()), **known,
+    }  # fmt: skip
+    full = torch.cat([state, c * problem.calibration_rms], dim=1)
+    warnings = _warn(facts, float(loss.median()))
+    return Draws(full, moved.flux[keep], factor, nfe, stats, facts, warnings)
+
+
+def calc_summaries(problem: Problem, x: Tensor) -> Tensor:
+    """Log mass, mean age and metallicity of histories x [sample, 2, bin]: [sample, 3]."""
+    sfr, logzsol = problem.scaling.from_x(x)
+    weight = sfr * torch.from_numpy(problem.model.bins.overlap(problem.model.cosmic_time))
+    total = weight.sum(1)
+    time = torch.from_numpy(problem.model.bins.centres)
+    mean = [(weight * v).sum(1) / total for v in (time, 10**logzsol)]
+    return torch.stack([total.log10(), mean[0], mean[1].log10()], dim=1)
+
+
+def calc_view_dependence(values: Tensor, view: Tensor) -> tuple[float, float]:
+    """(effective sample size, R-hat) of draws [sample, quantity], worst over the quantities.
+
+    The posterior does not depend on the view a draw came from, so the intraclass correlation r
+    of draws of one view should vanish (one-way analysis of variance). Draws of k per view count
+    as n / (1 + (k - 1) r); R-hat is (1 - r)^-1/2, the total spread over that within views
+    (nested R-hat of Margossian et al. 2024, Bayesian Analysis, for chains of one draw).
+    """
+    n = len(values)
+    groups, member = torch.unique(view, return_inverse=True)
+    g = len(groups)
+    size = torch.bincount(member).double()
+    if g < 2 or n <= g:
+        return float(n), 1.0
+    sums = torch.zeros(g, values.shape[1], dtype=values.dtype).index_add_(0, member, values)
+    means = sums / size[:, None]
+    within = ((values - means[member]) ** 2).sum(0) / (n - g)
+    between = (size[:, None] * (means - values.mean(0)) ** 2).sum(0) / (g - 1)
+    typical = (n - float((size**2).sum()) / n) / (g - 1)
+    r = (between - within) / (between + (typical - 1) * within).clamp(min=1e-300)
+    worst = float(r.clamp(0.0, 0.99).max())
+    return n / (1 + (typical - 1) * worst), (1 - worst) ** -0.5
+
+
+def calc_span_scale(problem: Problem, functionals: Tensor, columns: Tensor) -> float:
+    """Factor on the errors from the flux outside the span of all spectra and of calibration.
+
+    Only pixels that the functionals see count. 1 where too few are left over.
+    """
+    seen = (functionals != 0).any(1)
+    rows = torch.cat([functionals, columns], dim=1)[seen]
+    rows = rows / rows.norm(dim=0).clamp(min=1e-300)
+    axes, values, _ = torch.linalg.svd(rows, full_matrices=False)
+    axes = axes[:, values > 1e-6 * values[0]]
+    freedom = len(rows) - axes.shape[1]
+    if freedom < MIN_FREEDOM:
+        return 1.0
+    y = (problem.flux * problem.ivar.sqrt())[seen]
+    outside = float((y**2).sum() - ((y @ axes) ** 2).sum())
+    return min(max((outside / freedom) ** 0.5, 0.3), 100.0)
+
+
+def _select(moved: Moved, n: int, generator: torch.Generator) -> tuple[Tensor, int]:
+    """n indices of draws that reached the data (repeated if too few), and how many failed."""
+    done, good = moved.polished, moved.settled.nonzero()[:, 0]
+    total, unfinished = len(done.cost), int(done.unfinished.sum())
+    if min(len(good), total - unfinished) < 0.3 * total:
+        raise SamplingError(
+            f"only {len(good)} of {total} draws reached the data, {unfinished} were still moving "
+            f"after {done.iterations} iterations; the spectrum is unlike any galaxy the posterior "
+            "network was trained on (try --sampler pnpdm)"
+        )
+    order = torch.randperm(len(good), generator=generator)
+    return good[order.repeat(-(-n // len(good)))[:n]], total - len(good)
+
+
+def _warn(facts: dict[str, Any], loss: float) -> tuple[str, ...]:
+    warnings = []
+    if loss > 1.0:
+        warnings.append(f"the compressed likelihood misses the exact chi² by {loss:.1f}")
+    shift, misfit = facts["shift_per_coordinate"], facts["chi2_over_noise"]
+    if shift > MAX_SHIFT:
+        warnings.append(
+            "the posterior network's draws were far from the data (squared shift per coordinate "
+            f"{shift:.1f}, expected well below 1): the intervals may be too narrow"
+        )
+    if facts["rhat"] > MAX_RHAT:
+        warnings.append(
+            "not converged: the draws depend on the view they came from (R-hat "
+            f"{facts['rhat']:.2f}, effective sample size {facts['ess']:.0f}); the intervals may "
+            "be too wide"
+        )
+    if facts["replaced"] > 0.1 * facts["moved"]:
+        warnings.append(
+            f"{facts['replaced']} of {facts['moved']} draws did not converge and were replaced"
+        )
+    if misfit > MAX_MISFIT:
+        warnings.append(
+            f"the samples' chi² is {misfit:.1f} times its expectation: the prior may not hold "
+            "this history, or the draws are not converged"
+        )
+    return tuple(warnings)
 
 
 def _impose(state: Tensor, fixed: Tensor) -> Tensor:
@@ -286,10 +304,3 @@ def _impose(state: Tensor, fixed: Tensor) -> Tensor:
     moved = state + change @ gain
     moved[:, column] = fixed[pick]
     return moved
-
-
-def calc_smooth_flux(flux: Tensor, ivar: Tensor, width: int = 51) -> Tensor:
-    """Running weighted mean of a flux [wave]."""
-    kernel = np.ones(width)
-    top = np.convolve((flux * ivar).numpy(), kernel, "same")
-    return torch.from_numpy(top / np.convolve(ivar.numpy(), kernel, "same"))

@@ -9,6 +9,14 @@ their population spread) the coefficients follow by linear least squares with a 
 
 so gaps, wavelength range and noise are accounted for before the network: it receives the
 coefficients and how well each is known. G_segment is computed once. Emission lines are left out.
+
+A network cannot resolve what a good spectrum fixes to a thousandth, and need not: noise
+e ~ N(0, 1 / K²), K = MAX_SNR, is added to every coefficient, so that none is known better than to
+1 / K of its spread in the population. With M = B^T W B
+
+    c = (1 + (1 + 1/K²) M)^-1 [B^T W (y - B c0) + M e],   covariance (1 + K² A'^-1) / (K² + 1)
+
+A' being the matrix inverted. What the noise hides is left to the exact likelihood (`fission`).
 """
 
 from __future__ import annotations
@@ -29,6 +37,8 @@ WAVE_MIN, WAVE_MAX = 2400.0, 9200.0
 LOG_STEP = 2e-4
 N_SEGMENTS = 48
 N_EXTRAS = 7
+MAX_SNR = 30.0
+"""Highest precision K of a coefficient that the network sees, in units of 1 / its spread."""
 MAX_BEYOND = 0.05
 """Share of a segment that may lie beyond the spectrum's end and repeat its last value."""
 PIXEL_KMS = LOG_STEP * LN10 * SPEED_OF_LIGHT
@@ -93,44 +103,93 @@ class Encoder:
         return (pieces.transpose(1, 2) @ pieces).flatten(1)
 
     @cached_property
-    def _use(self) -> Tensor:
+    def use(self) -> Tensor:
+        """1 where a pixel of the rest grid is seen, 0 on emission lines [pixel]."""
         return (self.basis[:, 0] != 0).double()
 
-    def encode(self, flux: Tensor, weight: Tensor, conditions: Conditions) -> Tensor:
-        """Features [batch, n_features], float32.
+    def encode(
+        self, flux: Tensor, weight: Tensor, conditions: Conditions, generator: torch.Generator
+    ) -> Tensor:
+        """Features [batch, n_features], float32, of spectra on the rest grid.
 
         Parameters
         ----------
         flux : luminosity density on the rest grid [batch, pixel], Lsun/Å; any value without data
         weight : inverse variance of its pixels per segment [batch, segment]; 0 without data
+        conditions : of the observations
+        generator : for the noise that limits the precision
         """
         y, w = flux.double(), weight.double()
-        w_pixel = torch.repeat_interleave(w, y.shape[1] // N_SEGMENTS, dim=1) * self._use
-        good = w_pixel > 0
-        n_good = good.sum(1).clamp(min=1)
-        # the mean of a noisy spectrum can be near zero or below; its scatter bounds it
-        mean = (y * good).sum(1) / n_good
-        level = torch.maximum(mean, (good / w_pixel.clamp(min=1e-300)).sum(1).sqrt() / n_good)
+        w_pixel = torch.repeat_interleave(w, y.shape[1] // N_SEGMENTS, dim=1) * self.use
+        level = calc_level(y, w_pixel)
         y, w_pixel, w = y / level[:, None], w_pixel * level[:, None] ** 2, w * level[:, None] ** 2
         k = self.basis.shape[1]
-        a = (w @ self.grams).view(-1, k, k) + torch.eye(k, dtype=torch.float64)
+        information = (w @ self.grams).view(-1, k, k)
         right = (w_pixel * (y - self.basis[:, 0])) @ self.basis
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(a))
+        noise = torch.randn(right.shape, generator=generator, dtype=torch.float64) / MAX_SNR
+        right = right + (information @ noise[..., None])[..., 0]
+        n_good = (w_pixel > 0).sum(1).clamp(min=1)
+        snr = (w_pixel.sum(1) / n_good).sqrt()
+        coverage = (w > 0).double().mean(1)
+        return self.features(information, right, level, snr, coverage, conditions)
+
+    def features(
+        self,
+        information: Tensor,
+        right: Tensor,
+        level: Tensor,
+        snr: Tensor,
+        coverage: Tensor,
+        conditions: Conditions,
+    ) -> Tensor:
+        """Features [batch, n_features], float32; every argument but `right` may have batch 1.
+
+        Parameters
+        ----------
+        information : M = B^T W B [batch, component, component] of spectra divided by `level`
+        right : B^T W (y - B c0) + M e [batch, component]
+        level : normalisation [batch], Lsun/Å
+        snr : rms signal-to-noise ratio per rest-grid pixel [batch]
+        coverage : share of segments with data [batch]
+        conditions : of the observations
+        """
+        k, cap = self.basis.shape[1], MAX_SNR**2
+        eye = torch.eye(k, dtype=torch.float64)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(eye + (1 + 1 / cap) * information))
         c = (inverse @ right[..., None])[..., 0]
         amplitude = (1 + c[:, 0]).clamp(min=0.05)
-        spread = inverse.diagonal(dim1=1, dim2=2).clamp(min=1e-14).sqrt()
-        snr = (w_pixel.sum(1) / n_good).sqrt()
+        variance = (1 + cap * inverse.diagonal(dim1=1, dim2=2)) / (cap + 1)
+        spread = variance.clamp(min=1e-14).sqrt()
         extras = [
             (level * amplitude).log10() - 6.0,
             snr.clamp(min=1e-3).log10() - 1.3,
-            (w > 0).double().mean(1) * 2 - 1,
+            coverage * 2 - 1,
             spread[:, 0].log10(),
             (conditions.cosmic_time - 12.0) / 2.0,
             conditions.lsf_extra / 100.0,
             conditions.calibration * 30.0,
         ]
-        features = [c[:, 1:] / amplitude[:, None], spread[:, 1:].log(), torch.stack(extras, 1)]
+        features = [
+            c[:, 1:] / amplitude[:, None],
+            spread[:, 1:].log().expand(len(c), -1),
+            torch.stack([e.expand(len(c)) for e in extras], 1),
+        ]
         return torch.cat(features, dim=1).float()
+
+    def at(self, wave_rest: NDArray[np.float64]) -> tuple[Tensor, float]:
+        """(B [wave, component] at rest wavelengths in vacuum Å, mean offset in km/s).
+
+        A pixel takes the row of the rest pixel it falls into, so that finer pixels are averaged
+        as in training; interpolation would make their lines look narrower than B's. Where the
+        pixels fall off-centre by an offset, the spectrum seen is at a velocity lower by it.
+        0 outside the grid and on lines.
+        """
+        position = np.log10(wave_rest / WAVE_MIN) / LOG_STEP - 0.5
+        index = np.round(position).astype(int)
+        inside = (index >= 0) & (index < len(self.basis))
+        rows = self.basis[np.clip(index, 0, len(self.basis) - 1)]
+        offset = float((position - index)[inside].mean()) * PIXEL_KMS if inside.any() else 0.0
+        return torch.where(torch.from_numpy(inside)[:, None], rows, 0.0), offset
 
     def to_weights(self) -> dict[str, Tensor]:
         """For safetensors; float32 is enough for the network's input."""
@@ -140,6 +199,18 @@ class Encoder:
     def from_weights(cls, weights: dict[str, Any]) -> Encoder:
         """The inverse of `to_weights`."""
         return cls(weights["encoder.basis"])
+
+
+def calc_level(flux: Tensor, weight: Tensor) -> Tensor:
+    """Mean [batch] of noisy spectra [batch, pixel] where their inverse variance is positive.
+
+    The mean of a noisy spectrum can be near zero or below; its scatter bounds it.
+    """
+    good = weight > 0
+    n_good = good.sum(1).clamp(min=1)
+    mean = (flux * good).sum(1) / n_good
+    scatter = (good / weight.clamp(min=1e-300)).sum(1).sqrt() / n_good
+    return torch.maximum(mean, scatter)
 
 
 def to_rest_grid(

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood.nuisance import N_NUISANCE
 from sfhzoo.priors.network import ResidualBlock, SigmaEmbedding
 from sfhzoo.priors.schedule import NoiseSchedule
@@ -105,7 +104,7 @@ class PosteriorNetwork:
 
     Parameters
     ----------
-    network, encoder : as trained; `scaling` is the network's own map from x to histories
+    network, encoder : as trained
     config : the artifact's config.json
     sha256 : the artifact's identity
     """
@@ -116,7 +115,6 @@ class PosteriorNetwork:
         self.network, self.encoder = network.eval(), encoder
         self.config, self.sha256, self.name = config, sha256, config["name"]
         self.schedule = NoiseSchedule.from_dict(config["sde"])
-        self.scaling = HistoryScaling.from_dict(config["scaling"])
         self.nfe = 0
 
     @torch.no_grad()

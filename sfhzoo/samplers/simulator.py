@@ -120,7 +120,9 @@ class Simulator:
         observed = truth + per_pixel * torch.randn(truth.shape, generator=generator)
         weight = torch.where(covered, scatter.double() ** -2, 0.0)
         times = torch.from_numpy(self.times)[node]
-        return u, encoder.encode(observed, weight, Conditions(times, lsf_extra, calibration))
+        return u, encoder.encode(
+            observed, weight, Conditions(times, lsf_extra, calibration), generator
+        )
 
     def _draw_nodes(self, survey: Tensor, generator: torch.Generator) -> Tensor:
         near = int(np.searchsorted(self.redshifts, self.domain.survey_redshift))

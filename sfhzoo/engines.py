@@ -1,0 +1,156 @@
+"""Which sampler serves an observation, and what the user should know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from sfhzoo.errors import ArtifactError, Incompatible, UsageError
+from sfhzoo.grids.ssp import SSPGrid
+from sfhzoo.likelihood.problem import Problem
+from sfhzoo.priors.prior import Prior
+from sfhzoo.samplers.amortized import AmortizedSampler
+from sfhzoo.samplers.cla import ClaSampler
+from sfhzoo.samplers.encoding import PIXEL_KMS
+from sfhzoo.samplers.mmps import MmpsSampler
+from sfhzoo.samplers.posterior_network import PosteriorNetwork
+from sfhzoo.samplers.split_gibbs import SplitGibbsSampler
+from sfhzoo.units import SPEED_OF_LIGHT
+from sfhzoo.zoo.artifacts import find_posterior_network, load_posterior_network
+
+SamplerName = Literal["auto", "amortized", "pnpdm", "mmps", "cla"]
+SCORE_SAMPLERS: dict[str, Callable[..., Any]] = {
+    "pnpdm": SplitGibbsSampler,
+    "mmps": MmpsSampler,
+    "cla": ClaSampler,
+}
+"""Samplers that need only the prior's score and the likelihood."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A problem, and what a posterior network must know of it besides.
+
+    lsf_extra : broadening by the instrument beyond the grid's own resolution, km/s
+    luminosity : factor from flux (erg/s/cm²/Å) to Lsun/Å at rest
+    """
+
+    problem: Problem
+    lsf_extra: float
+    luminosity: float
+
+
+class Engine(NamedTuple):
+    """`sampler.sample(problem, n, generator)`, its name for the record, and notes to the user."""
+
+    sampler: Any
+    name: str
+    device: str
+    notes: tuple[str, ...]
+
+
+def choose_engine(
+    wanted: SamplerName,
+    prior: Prior,
+    grid: SSPGrid,
+    network: str | Path | PosteriorNetwork | None,
+    observation: Observation,
+    device: str,
+    progress: bool,
+) -> Engine:
+    """The sampler `wanted`; "auto" is amortized where a network fits the observation, else pnpdm.
+
+    Raises UsageError for an unknown name, ArtifactError where the posterior network is missing,
+    Incompatible where it belongs to another prior or grid.
+    """
+    if wanted not in get_args(SamplerName):
+        raise UsageError(
+            f"expected sampler {', '.join(map(repr, get_args(SamplerName)))}, got {wanted!r}"
+        )
+    if wanted in SCORE_SAMPLERS:
+        return _by_score(wanted, prior, device, progress, ())
+    try:
+        found = _find_network(prior, grid, network)
+    except (ArtifactError, Incompatible) as e:
+        if wanted == "amortized" or network is not None:
+            raise
+        return _by_score("pnpdm", prior, device, progress, (f"{e}: pnpdm is used, slower",))
+    outside = list_outside_domain(found, observation)
+    if outside and wanted == "auto":
+        return _by_score(
+            "pnpdm", prior, device, progress, tuple(f"{o}: pnpdm is used, slower" for o in outside)
+        )
+    sampler = AmortizedSampler(found, observation.lsf_extra, observation.luminosity)
+    notes = tuple(f"{o}: the result may be wrong" for o in outside)
+    return Engine(sampler, f"amortized ({found.name})", "cpu", notes)
+
+
+def list_outside_domain(network: PosteriorNetwork, observation: Observation) -> list[str]:
+    """Where an observation lies outside what a posterior network was trained for."""
+    domain, problem = network.config["domain"], observation.problem
+    found = []
+    if not bool((problem.ivar > 0).any()):
+        return ["there are no data, outside the posterior network's domain"]
+    redshift, (lo, hi) = problem.model.redshift, domain["redshift"]
+    if not lo <= redshift <= hi:
+        found.append(f"redshift {redshift:g} is outside the posterior network's {lo:g} to {hi:g}")
+    if observation.lsf_extra > domain["lsf_extra"][1]:
+        found.append(
+            f"the instrument's broadening ({observation.lsf_extra:.0f} km/s) is beyond the "
+            f"posterior network's {domain['lsf_extra'][1]:g} km/s"
+        )
+    snr = calc_snr_per_rest_pixel(problem)
+    if snr < domain["snr"][0]:
+        found.append(
+            f"the S/N of {snr:.2g} per {PIXEL_KMS:.0f} km/s is below the posterior network's "
+            f"{domain['snr'][0]:g}"
+        )
+    return found
+
+
+def calc_snr_per_rest_pixel(problem: Problem) -> float:
+    """Median signal-to-noise ratio per pixel of the posterior network's grid."""
+    step = float(np.median(np.diff(np.log(problem.model.wave_obs)))) * SPEED_OF_LIGHT
+    return float((problem.flux * problem.ivar.sqrt()).median()) * (PIXEL_KMS / step) ** 0.5
+
+
+def _by_score(
+    name: str, prior: Prior, device: str, progress: bool, notes: tuple[str, ...]
+) -> Engine:
+    sampler = SCORE_SAMPLERS[name](prior.to(device), progress=progress)
+    return Engine(sampler, name, device, notes)
+
+
+def _find_network(
+    prior: Prior, grid: SSPGrid, network: str | Path | PosteriorNetwork | None
+) -> PosteriorNetwork:
+    if isinstance(network, PosteriorNetwork):
+        found = network
+    else:
+        path = Path(network) if network else find_posterior_network(prior.name, grid.name)
+        if path is None:
+            raise ArtifactError(
+                f"no posterior network for {prior.name} with {grid.name} (make one with "
+                "`sfhzoo amortize` and give it with --network)"
+            )
+        found = _load_network(path)
+    expected = found.config["training_set"]["sha256"]
+    if expected != prior.config["training_set"]["sha256"]:
+        raise Incompatible(
+            f"{found.name} was trained on the histories {expected[:12]}…, the prior "
+            f"{prior.name} on {prior.config['training_set']['sha256'][:12]}…"
+        )
+    if found.config["grid"]["sha256"] != grid.sha256:
+        raise Incompatible(f"{found.name} was trained with another file of {grid.name}")
+    return found
+
+
+@lru_cache(maxsize=4)
+def _load_network(path: Path) -> PosteriorNetwork:
+    """Read and verified once per process."""
+    return load_posterior_network(path)

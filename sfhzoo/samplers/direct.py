@@ -1,0 +1,137 @@
+"""What the samplers without a posterior network share: where they begin, what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfhzoo.errors import SamplingError
+from sfhzoo.likelihood import nuisance
+from sfhzoo.likelihood.calibration import (
+    calc_calibration_columns,
+    calc_smooth_flux,
+    draw_calibration,
+)
+from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
+from sfhzoo.likelihood.nuisance import N_NUISANCE
+from sfhzoo.likelihood.problem import Draws, Problem, draw_error_scale
+from sfhzoo.likelihood.profile import fit_profile
+from sfhzoo.samplers.gauss_newton import CurvedLikelihood
+
+SPREAD = (0.4, 0.5, 0.4)
+"""Of the nuisance coordinates about the fit, over which S is interpolated at first."""
+MAX_MISFIT = 1.3
+MAX_CHI2_RATIO = 3.0
+"""of the samples' median chi² to that of the noise, beyond which the samples are refused"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A problem with its calibration columns, where u starts, and which coordinates are free.
+
+    centre : u of the best fit of non-negative templates [3]; None without data
+    free : [2 bin + 3] bool
+    """
+
+    problem: Problem
+    columns: Tensor
+    centre: Tensor | None
+    free: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem) -> Setup:
+        """Fits dust and kinematics to begin with."""
+        free = torch.ones(2 * problem.n_bins + N_NUISANCE, dtype=torch.bool)
+        free[-N_NUISANCE:] = problem.fixed_coordinates().isnan()
+        centre = None
+        if bool((problem.ivar > 0).any()):
+            values = (torch.tensor(v, dtype=torch.float64) for v in fit_profile(problem)[:3])
+            centre = nuisance.to_coordinates(*values)
+        return cls(problem, calc_calibration_columns(problem), centre, free)
+
+    @property
+    def d(self) -> int:
+        """Number of coordinates of x."""
+        return 2 * self.problem.n_bins
+
+    def initial(self, n: int) -> Tensor:
+        """States [n, n_state] at the mean history, with u of the fit or the fixed values."""
+        fixed = self.problem.fixed_coordinates()
+        start = (
+            torch.zeros(N_NUISANCE, dtype=torch.float64) if self.centre is None else self.centre
+        )
+        u = torch.where(fixed.isnan(), start, fixed)
+        return torch.cat([torch.zeros(self.d, dtype=torch.float64), u]).repeat(n, 1)
+
+    def spread(self) -> Tensor:
+        """Two states [2, n_state] at the ends of the first interpolation range."""
+        wide = 3.0 if self.centre is None else 1.0
+        step = torch.tensor(SPREAD, dtype=torch.float64) * self.free[self.d :] * wide
+        states = self.initial(2)
+        states[:, self.d :] += torch.stack([-step, step])
+        return states
+
+    def build(self, state: Tensor, generator: torch.Generator) -> CurvedLikelihood:
+        """The likelihood for dust and kinematics like those of states (x, u)."""
+        problem = self.problem
+        sfr = problem.scaling.from_x(state[:, : self.d].view(-1, 2, problem.n_bins)).sfr
+        order = problem.calibration_order
+        reference = calc_smooth_flux(problem.flux, problem.ivar) if order else None
+        compressed = CompressedLikelihood(
+            problem.model, problem.flux, problem.ivar, problem.scaling,
+            span_of(state[:, self.d :], 2.0), sfr.median(0).values, generator, order, reference,
+        )  # fmt: skip
+        return CurvedLikelihood(compressed, self.columns, problem.fit_error_scale)
+
+
+def finish(
+    setup: Setup,
+    parts: Sequence[tuple[CurvedLikelihood, Tensor]],
+    facts: Mapping[str, Any],
+    nfe: int,
+    generator: torch.Generator,
+    warnings: Sequence[str] = (),
+) -> Draws:
+    """Draws from states (x, u), each part with the likelihood it was made with.
+
+    SamplingError when they do not reach the data.
+    """
+    problem, n_pixels = setup.problem, len(setup.problem.flux)
+    spectra, losses = [], []
+    for likelihood, state in parts:
+        spectra.append(likelihood.full.calc_flux(state))
+        padded = torch.cat([state, state.new_zeros(len(state), problem.calibration_order)], dim=1)
+        losses.append(likelihood.full.calc_loss(padded, spectra[-1]))
+    flux, loss = torch.cat(spectra), torch.cat(losses)
+    scale = parts[0][0].scale
+    residual = (problem.flux - flux) * problem.ivar.sqrt()
+    c = draw_calibration(residual / scale, setup.columns / scale, generator)
+    chi2 = ((residual - c @ setup.columns.T) ** 2).sum(1)
+    ratio = float(chi2.median()) / (n_pixels * scale**2)
+    if not ratio < MAX_CHI2_RATIO:
+        raise SamplingError(
+            f"the samples did not reach the data: median chi² {ratio:.3g} times that of the "
+            "noise; check redshift, units and mask"
+        )
+    told = list(warnings)
+    if problem.fit_error_scale and ratio > MAX_MISFIT:
+        told.append(
+            f"the samples' chi² is {ratio:.1f} times that of the noise: the prior may not hold "
+            "this history, or the draws are not converged"
+        )
+    if float(loss.median()) > 1.0:
+        told.append(
+            f"the compressed likelihood misses the exact chi² by {float(loss.median()):.1f}"
+        )
+    factor = draw_error_scale(chi2, n_pixels, problem.fit_error_scale, generator)
+    state = torch.cat([torch.cat([s for _, s in parts]), c * problem.calibration_rms], dim=1)
+    all_facts = {
+        **facts, "span_error_scale": scale, "rank": parts[0][0].full.rank,
+        "chi2_over_noise": ratio, "chi2_compression_loss": float(loss.max()),
+    }  # fmt: skip
+    stats = {"chi2": chi2.numpy(), "compression_loss": loss.numpy()}
+    return Draws(state, flux, factor, nfe, stats, all_facts, tuple(told))

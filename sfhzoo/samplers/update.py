@@ -1,0 +1,183 @@
+"""From draws given a blunt view of the data to draws given all of it, under the exact likelihood.
+
+What the network's views left out (`fission`) moves each draw (`polish`). The model spectra are
+compressed and interpolated over the dust and kinematics of the draws; how much chi² that misstates
+is measured on the moved draws, and if it is too much all is made again around them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfhzoo.likelihood.calibration import calc_smooth_flux
+from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
+from sfhzoo.likelihood.nuisance import N_NUISANCE
+from sfhzoo.likelihood.problem import Problem
+from sfhzoo.samplers.encoding import MAX_SNR
+from sfhzoo.samplers.fission import Fission
+from sfhzoo.samplers.gauss_newton import Optimum
+from sfhzoo.samplers.polish import calc_precision, polish
+from sfhzoo.samplers.posterior_network import split_state
+from sfhzoo.stopwatch import Stopwatch
+
+MAX_LOSS = 0.5
+"""Median chi² that compression may misstate before it is made again around the moved draws."""
+MAX_BUILDS = 3
+WRONG_LOSS = 4.0
+"""A draw whose chi² is wrong by more was moved beyond the range of the interpolation."""
+MIN_SPREAD = 0.01
+"""rms, in units of the noise, of the draws' spectra along a direction that is kept."""
+MIN_FREEDOM = 50
+"""Pixels beyond the model's span that are needed to estimate the factor on the errors."""
+
+
+class Blunt(NamedTuple):
+    """What the network made of the data.
+
+    functionals : whitened by the file's errors [wave, component]
+    scale : factor on the errors that was assumed
+    views : t [group, component]
+    state : its draws [group * size, n_state]
+    size : draws per view
+    """
+
+    functionals: Tensor
+    scale: float
+    views: Tensor
+    state: Tensor
+    size: int
+
+    def centred(self) -> Tensor:
+        """Deviations from each view's mean, scaled to the draws' spread."""
+        groups = self.state.view(-1, self.size, self.state.shape[1])
+        deviations = groups - groups.mean(1, keepdim=True)
+        return deviations.flatten(0, 1) * (self.size / (self.size - 1)) ** 0.5
+
+
+class Moved(NamedTuple):
+    """Draws after the update.
+
+    shift : squared distance from the anchor in the metric of the draws [sample]
+    flux : exact spectra [sample, wave]
+    loss : chi² by which the compressed ones are wrong [sample]
+    settled : whether a draw arrived [sample]
+    scale : factor on the errors
+    rank, directions, builds : of the compressed likelihood
+    """
+
+    polished: Optimum
+    shift: Tensor
+    flux: Tensor
+    loss: Tensor
+    settled: Tensor
+    scale: float
+    rank: int
+    directions: int
+    builds: int
+
+
+def update(
+    problem: Problem,
+    columns: Tensor,
+    blunt: Blunt,
+    pick: Tensor,
+    population: Tensor,
+    fit_scale: bool,
+    generator: torch.Generator,
+    watch: Stopwatch,
+) -> Moved:
+    """The picked draws, updated with what the views left out.
+
+    Parameters
+    ----------
+    columns : of the calibration polynomial, whitened by the file's errors [wave, order]
+    pick : indices of the draws to move
+    population : precision of the population's states [n_state, n_state]
+    fit_scale : take the factor on the errors from the flux outside the span of all templates
+    """
+    free = torch.ones(blunt.state.shape[1], dtype=torch.bool)
+    free[-N_NUISANCE:] = problem.fixed_coordinates().isnan()
+    anchors, scale, builds = blunt.state[pick], blunt.scale, 0
+    around, initial = blunt.state, anchors
+    while True:
+        builds += 1
+        with watch("likelihood"):
+            likelihood = _build_likelihood(problem, scale, around, generator)
+            ratio = _calc_scale_ratio(likelihood) if fit_scale else 1.0
+            scale *= ratio
+            functionals = blunt.functionals / scale
+            fission = Fission(functionals, columns / scale, likelihood.basis, MAX_SNR)
+        with watch("polish"):
+            # views were made with another factor on the errors
+            views = blunt.views * (blunt.scale / scale) ** 2
+            first = likelihood.marginal(fission.first_transform / ratio)
+            precision = calc_precision(
+                blunt.centred(), free, population + _calc_information(first, blunt.state)
+            )
+            turn = _choose_directions(likelihood.marginal(fission.transform / ratio), blunt.state)
+            whitened = problem.flux * problem.ivar.sqrt() / scale
+            rest = fission.second(whitened, views)[pick // blunt.size] @ turn.T
+            target = rest + torch.randn(rest.shape, generator=generator, dtype=rest.dtype)
+            second = likelihood.marginal(turn @ fission.transform / ratio)
+            polished = polish(second, anchors, target, precision, free, initial)
+            settled = is_settled(polished.cost)
+        with watch("check"):
+            flux = likelihood.calc_flux(polished.state)
+            loss = likelihood.calc_loss(_pad(polished.state, problem), flux) / ratio**2
+        if builds == MAX_BUILDS or float(loss[settled].median()) < MAX_LOSS:
+            arrived = settled & (loss < max(WRONG_LOSS, 4 * float(loss[settled].median())))
+            rank, directions = likelihood.rank, len(turn)
+            offset = polished.state - anchors
+            shift = ((offset @ precision) * offset).sum(1)
+            return Moved(polished, shift, flux, loss, arrived, scale, rank, directions, builds)
+        around, initial = polished.state[settled], polished.state
+
+
+def is_settled(cost: Tensor) -> Tensor:
+    """Which draws [sample] ended near the others' objective; the rest are stuck elsewhere."""
+    middle = cost.median()
+    spread = 1.4826 * (cost - middle).abs().median() + 1.0
+    return (cost < middle + 8 * spread) & torch.isfinite(cost)
+
+
+def _build_likelihood(
+    problem: Problem, scale: float, state: Tensor, generator: torch.Generator
+) -> CompressedLikelihood:
+    x, u = split_state(state, problem.n_bins)
+    return CompressedLikelihood(
+        problem.model, problem.flux, problem.ivar / scale**2, problem.scaling, span_of(u),
+        problem.scaling.from_x(x).sfr.mean(0), generator, problem.calibration_order,
+        calc_smooth_flux(problem.flux, problem.ivar),
+    )  # fmt: skip
+
+
+def _calc_scale_ratio(likelihood: CompressedLikelihood) -> float:
+    """Factor on the errors, relative to the assumed one, from the flux outside all templates."""
+    freedom = len(likelihood.whitened) - likelihood.rank
+    if freedom < MIN_FREEDOM:
+        return 1.0
+    return min(max((likelihood.outside / freedom) ** 0.5, 0.1), 10.0)
+
+
+def _calc_information(first: CompressedLikelihood, state: Tensor) -> Tensor:
+    """J J^T [n_state, n_state] of the views at the mean state."""
+    mean = state.mean(0, keepdim=True)
+    return first.linearise(mean, torch.zeros(1, first.rank, dtype=mean.dtype))[1][0]
+
+
+def _choose_directions(likelihood: CompressedLikelihood, state: Tensor) -> Tensor:
+    """Orthonormal directions [r, component] of the data along which the draws' spectra differ.
+
+    Where they agree to a hundredth of the noise the data cannot move them.
+    """
+    predicted = likelihood.predict(state)
+    _, values, axes = torch.linalg.svd(predicted - predicted.mean(0), full_matrices=False)
+    return axes[: max(int((values > MIN_SPREAD * len(state) ** 0.5).sum()), 1)]
+
+
+def _pad(state: Tensor, problem: Problem) -> Tensor:
+    """States (x, u) with calibration coefficients 0."""
+    return torch.cat([state, state.new_zeros(len(state), problem.calibration_order)], dim=1)
