@@ -114,7 +114,10 @@ class Rest(NamedTuple):
         return state @ self.a.T
 
     def linearise(self, state: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return residual @ self.a, (self.a.T @ self.a).repeat(len(state), 1, 1)
+        return residual @ self.a, (self.a.T @ self.a)[None]
+
+    def move(self, state: Tensor, step: Tensor) -> Tensor:
+        return state + step
 
 
 def sample(

@@ -161,7 +161,7 @@ class Rows:
 def format_published(rows: Rows, names: list[str]) -> list[str]:
     lines = ["## The published mock and its likes", "",
              "| sampler | samples | mocks | failed | chi²/pixel | s | "
-             + " | ".join(f"{q}: 50 / 68 / 95 %, error / width" for q in QUANTITIES) + " |",
+             + " | ".join(f"{q}: 50 / 68 / 95 %, |error| / width" for q in QUANTITIES) + " |",
              "|" + "---|" * (len(QUANTITIES) + 6)]  # fmt: skip
     for name in names:
         found, failed = rows.of(f"published {name} "), rows.failed(f"published {name} ")
@@ -201,8 +201,10 @@ def format_drift(rows: Rows, names: list[str]) -> list[str]:
                 continue
             errors = np.array([[r["all"][q]["median"] - r["all"][q]["truth"] for q in QUANTITIES]
                                for r in found])  # fmt: skip
-            spread = errors.std(0) / max(len(found) - 1, 1) ** 0.5
-            cells = [f"{m:+.3f} ({s:.3f})" for m, s in zip(np.median(errors, 0), spread)]
+            cells = [f"{m:+.3f}" for m in np.median(errors, 0)]
+            if len(found) > 1:
+                spread = errors.std(0, ddof=1) / len(found) ** 0.5
+                cells = [f"{cell} ({s:.3f})" for cell, s in zip(cells, spread)]
             chi2 = np.median([r["chi2_per_pixel"] for r in found])
             lines.append(f"| {name} | {a_v} | {len(found)} | {rows.failed(prefix)} | {chi2:.3f} | "
                          + " | ".join(cells) + " |")  # fmt: skip

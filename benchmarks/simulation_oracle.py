@@ -22,6 +22,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,20 +185,30 @@ def calc_effective(log_weight: NDArray[np.float32]) -> tuple[Array, float]:
     return weight, float(1 / (weight**2).sum())
 
 
-class ResamplingSampler:
-    """A stand-in that draws from the oracle itself, its spread scaled about the median.
+def draw_from_oracle(
+    bank: Bank, weight: Array, n: int, spread: float, rng: np.random.Generator
+) -> Array:
+    """Quantities [quantity, sample] of the oracle itself, their spread scaled about the median.
 
     With spread 1 the comparison must pass, with 0.5 it must fail: a test of the comparison.
     """
+    found = bank.quantities[:, rng.choice(len(weight), n, p=weight)]
+    middle = np.median(found, axis=1, keepdims=True)
+    return middle + spread * (found - middle)
 
-    def __init__(self, spread: float) -> None:
-        self.spread = spread
 
-    def draw(self, bank: Bank, weight: Array, n: int, rng: np.random.Generator) -> Array:
-        """Quantities [quantity, sample]."""
-        found = bank.quantities[:, rng.choice(len(weight), n, p=weight)]
-        middle = np.median(found, axis=1, keepdims=True)
-        return middle + self.spread * (found - middle)
+def build_draw(
+    name: str, prior: Any, grid: Any, model: ForwardModel, mocks: Mocks, bank: Bank, free: bool,
+    args: argparse.Namespace,
+) -> Callable[[int, Array], Array]:  # fmt: skip
+    """(mock, oracle weights) -> quantities [quantity, sample]; `name` may be "oracle[SPREAD]"."""
+    if name.startswith("oracle"):
+        spread = float(name.removeprefix("oracle") or 1.0)
+        return lambda i, weight: draw_from_oracle(
+            bank, weight, args.samples, spread, np.random.default_rng(i)
+        )
+    sampler = build_sampler(name, prior, grid, model, LSF_SIGMA, args.network)
+    return lambda i, _: draw_quantities(sampler, prior, model, mocks, i, free, args.samples)
 
 
 def draw_quantities(
@@ -220,11 +231,36 @@ def draw_quantities(
     return calc_quantities(sfr, logzsol, model)
 
 
+def compare_one(
+    draw: Callable[[int], Array], bank: Bank, mocks: Mocks, i: int, weight: Array
+) -> dict[str, Any]:
+    """KS distance, the truth's rank in the oracle and the ratio of widths, per quantity."""
+    start = time.perf_counter()
+    try:
+        found = draw(i)
+    except SamplingError as e:
+        return {"failed": str(e)}
+    row: dict[str, Any] = {"seconds": time.perf_counter() - start}
+    keep = weight > 1e-12 * weight.max()
+    for q, name in enumerate(QUANTITIES):
+        values = bank.quantities[q, keep]
+        width = max(math.sqrt(np.cov(values, aweights=weight[keep])), 1e-12)
+        row[name] = calc_weighted_ks(values, weight[keep], found[q])
+        row[f"{name}_rank"] = float((weight[keep] * (values < mocks.truth[q, i])).sum())
+        row[f"{name}_width"] = float(found[q].std()) / width
+    return row
+
+
 def compare(
-    sampler: Any, prior: Any, model: ForwardModel, bank: Bank, mocks: Mocks,
-    log_weights: NDArray[np.float32], free: bool, n: int, wanted: int = WANTED,
+    draw: Callable[[int, Array], Array], bank: Bank, mocks: Mocks,
+    log_weights: NDArray[np.float32], wanted: int, title: str, store: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """KS distances of the first `wanted` mocks with enough histories; how many were dropped."""
+    """Rows of the first `wanted` mocks with enough histories; how many were dropped.
+
+    Rows found in `store` (JSON lines, by title and mock) are not made again.
+    """
+    lines = store.read_text(encoding="utf-8").splitlines() if store and store.exists() else []
+    known = {(r["title"], r["mock"]): r for r in map(json.loads, lines)}
     rows: list[dict[str, Any]] = []
     dropped = tried = 0
     for i in range(CANDIDATES):
@@ -235,27 +271,15 @@ def compare(
         if effective < MIN_EFFECTIVE:
             dropped += 1
             continue
-        start = time.perf_counter()
-        row = {"mock": i, "effective": effective, "a_v": float(mocks.a_v[i])}
-        try:
-            if isinstance(sampler, ResamplingSampler):
-                found = sampler.draw(bank, weight, n, np.random.default_rng(i))
-            else:
-                found = draw_quantities(sampler, prior, model, mocks, i, free, n)
-            row["seconds"] = time.perf_counter() - start
-            keep = weight > 1e-12 * weight.max()
-            for q, name in enumerate(QUANTITIES):
-                values = bank.quantities[q, keep]
-                row[name] = calc_weighted_ks(values, weight[keep], found[q])
-                row[f"{name}_rank"] = float((weight[keep] * (values < mocks.truth[q, i])).sum())
-                row[f"{name}_width"] = float(found[q].std()) / max(
-                    math.sqrt(np.cov(values, aweights=weight[keep])), 1e-12
-                )
-        except SamplingError as e:
-            row["failed"] = str(e)
+        row = known.get((title, i))
+        if row is None:
+            made = compare_one(lambda k: draw(k, weight), bank, mocks, i, weight)  # noqa: B023
+            row = {"title": title, "mock": i, "effective": effective, **made}
+            print(json.dumps(row), flush=True)
+            if store:
+                with open(store, "a", encoding="utf-8") as f:
+                    f.write(json.dumps(row) + "\n")
         rows.append(row)
-        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}),
-              flush=True)  # fmt: skip
     return {"rows": rows, "dropped": dropped, "tried": tried}
 
 
@@ -299,7 +323,9 @@ def main() -> None:
     parser.add_argument("--network", type=Path, help="posterior network; default: the bundled one")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="append the tables to this file, rows beside it")
+    parser.add_argument(
+        "--out", type=Path, help="write the tables here; rows beside it, to resume"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     prior, grid = sfhzoo.load_prior(), sfhzoo.load_grid()
@@ -308,29 +334,22 @@ def main() -> None:
     bank = Bank.load(args.bank, model)
     print(f"{len(bank.sfr)} histories", flush=True)
     data = trainingset.load(args.mocks)
+    tables: list[str] = []
     for free in {"fixed": [False], "free": [True], "both": [False, True]}[args.a_v]:
         for snr in args.snr:
             mocks = make_mocks(model, data, snr, free, args.seed)
             cache = args.bank[0].parent / "oracle"
             log_weights = load_or_calc_weights(cache, model, bank, mocks, free)
             for name in args.sampler:
-                if name.startswith("oracle"):
-                    sampler = ResamplingSampler(float(name.removeprefix("oracle") or 1.0))
-                else:
-                    sampler = build_sampler(name, prior, grid, model, LSF_SIGMA, args.network)
-                result = compare(
-                    sampler, prior, model, bank, mocks, log_weights, free, args.samples,
-                    args.wanted,
-                )  # fmt: skip
-                title = f"{name}, total S/N {snr:g}, A_V {'free' if free else 'fixed'}"
-                text = format_table(result, title)
-                print(text, flush=True)
-                if args.out:
-                    args.out.parent.mkdir(parents=True, exist_ok=True)
-                    with open(args.out, "a", encoding="utf-8") as f:
-                        f.write(text + "\n\n")
-                    with open(args.out.with_suffix(".jsonl"), "a", encoding="utf-8") as f:
-                        f.write(json.dumps({"title": title, **result}) + "\n")
+                draw = build_draw(name, prior, grid, model, mocks, bank, free, args)
+                state = "free" if free else "fixed"
+                title = f"{name}, total S/N {snr:g}, A_V {state}, {args.samples} draws"
+                store = args.out.with_suffix(".jsonl") if args.out else None
+                result = compare(draw, bank, mocks, log_weights, args.wanted, title, store)
+                tables.append(format_table(result, title))
+                print(tables[-1], flush=True)
+    if args.out:
+        args.out.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

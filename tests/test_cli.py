@@ -167,7 +167,8 @@ def test_options_arrive_at_the_sampler_as_given(inference, tmp_path):
     expected = {
         "a_v": 0.3, "sigma_v": "free", "exclude": ((5570.0, 5590.0), (6000.0, 6010.0)),
         "wave_range": (4000.0, 7000.0), "samples": 7, "jitter": "fixed", "seed": 0,
-        "redshift_offset": "free", "lines": "mask", "calibration_order": 0,
+        "redshift_offset": "free", "lines": "mask",
+        "calibration_order": "auto", "calibration_rms": 0.02, "network": None,
     }  # fmt: skip
     assert {name: inference[0][name] for name in expected} == expected
 

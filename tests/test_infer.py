@@ -132,7 +132,7 @@ def test_a_redshift_beyond_the_networks_is_told():
     stretched = replace(
         spectrum, wave_obs=spectrum.wave_obs * 2.4 / 1.004, lsf_sigma=None, redshift=None
     )
-    posterior = fit(stretched, redshift=1.4)
+    posterior = fit(stretched, redshift=1.4, sampler="amortized")
     assert any("redshift 1.4 is outside" in w for w in posterior.provenance["warnings"])
 
 
@@ -153,11 +153,11 @@ def test_a_spectrum_outside_the_grids_resolved_range_is_refused():
 def test_a_spectrum_that_the_network_cannot_see_is_refused():
     """Three lines' worth of pixels: fewer than a segment of the encoder."""
     with pytest.raises(DataError, match="posterior network"):
-        fit(wave_range=(4420.0, 4520.0))
+        fit(wave_range=(4420.0, 4520.0), sampler="amortized")
 
 
 def test_an_unknown_sampler_is_refused():
-    with pytest.raises(UsageError, match="'auto', 'amortized' or 'cla', got 'nuts'"):
+    with pytest.raises(UsageError, match=r"expected sampler 'auto', .*got 'nuts'"):
         fit(sampler="nuts")
 
 

@@ -15,8 +15,9 @@ import sfhzoo
 
 ROOT = Path(sfhzoo.__file__).parent
 
-ORDER = """errors stopwatch units wavelengths timebins histories zoo grids simulations priors forward spectra
-    likelihood samplers posterior diagnostics plots report engines inference validation cli""".split()
+ORDER = """errors stopwatch units wavelengths timebins histories zoo grids simulations priors
+    forward spectra likelihood samplers posterior diagnostics plots report engines inference
+    validation cli""".split()
 """A module imports from its own package or from what stands to its left."""
 
 BESIDE = {"output": "posterior"}

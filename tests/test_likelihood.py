@@ -188,7 +188,7 @@ def test_seen_through_a_transform_it_is_the_transformed_likelihood(case):
     torch.testing.assert_close(gradient, expected)
     jacobian = _finite_differences(likelihood, state) @ transform.T
     exact = jacobian @ jacobian.transpose(1, 2)
-    assert float(((hessian - exact).norm() / exact.norm())) < 1e-3
+    assert float((hessian - exact).norm() / exact.norm()) < 1e-3
 
 
 def _finite_differences(likelihood, state, h=1e-5):

@@ -35,8 +35,9 @@ OUTLIER_CHI = 5.0
 """A pixel is never an outlier below this; long spectra need more."""
 MAX_LISTED, MAX_WARNED = 8, 5
 """Structures and outliers in the result, and in a line for the user."""
-MAX_ABSORBED = 0.5
-"""Of a mean's variance that the fit may absorb before its estimate becomes too noisy to use."""
+MAX_ABSORBED = 0.3
+"""Of a mean's variance that counts as absorbed by the fit. An estimate from 100 samples is good to
+a fifth: more on trust would raise false alarms in wide means, which templates follow best."""
 
 
 class Structure(NamedTuple):

@@ -111,7 +111,7 @@ class CompressedLikelihood:
         self.n_bins = model.templates.shape[0]
         weight = ivar.sqrt()
         self.whitened = flux * weight
-        self.a_v = Polynomial.over(*span.a_v, _count_nodes(span.a_v[1] - span.a_v[0], 0.4, 1.0))
+        self.a_v = Polynomial.over(*span.a_v, _count_nodes(span.a_v[1] - span.a_v[0], 0.2, 0.8))
         relative = (span.sigma_v[1] - span.sigma_v[0]) / (span.sigma_v[0] + 50.0)
         self.sigma_v = Polynomial.over(*span.sigma_v, _count_nodes(relative, 0.1, 0.4))
         self.velocity_centre = 0.5 * (span.velocity[0] + span.velocity[1])

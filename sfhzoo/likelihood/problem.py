@@ -92,6 +92,7 @@ def draw_error_scale(chi2: Tensor, n_pixels: int, fit: bool, generator: torch.Ge
     log_p = -n_pixels * ln_f - 0.5 * chi2[:, None] * torch.exp(-2 * ln_f)
     log_p = log_p - 0.5 * (ln_f / ERROR_SCALE_SPREAD) ** 2
     total = torch.softmax(log_p, dim=1).cumsum(1)
-    level = torch.rand(len(chi2), generator=generator, dtype=chi2.dtype)
+    level, place = torch.rand((2, len(chi2)), generator=generator, dtype=chi2.dtype)
     index = torch.searchsorted(total, level[:, None]).clamp(max=ln_f.shape[1] - 1)
-    return torch.exp(ln_f.gather(1, index)[:, 0])
+    step = ln_f[0, 1] - ln_f[0, 0]
+    return torch.exp(ln_f.gather(1, index)[:, 0] + (place - 0.5) * step)

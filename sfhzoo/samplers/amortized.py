@@ -41,7 +41,7 @@ MIN_ENSEMBLE = 400
 """Draws that estimate the covariance; it has 131 dimensions."""
 SPARE = 1.1
 """Draws moved onto the data per sample wanted; some get stuck."""
-STEPS = 24
+STEPS = 32
 MAX_MISFIT = 1.15
 """Median chi² over its expectation beyond which the errors are scaled up and all is repeated."""
 MAX_ROUNDS = 3

@@ -22,11 +22,14 @@ from sfhzoo.likelihood.problem import Draws, Problem, draw_error_scale
 from sfhzoo.likelihood.profile import fit_profile
 from sfhzoo.samplers.gauss_newton import CurvedLikelihood
 
-SPREAD = (0.4, 0.5, 0.4)
+SPREAD = (0.25, 0.35, 0.25)
 """Of the nuisance coordinates about the fit, over which S is interpolated at first."""
 MAX_MISFIT = 1.3
-MAX_CHI2_RATIO = 3.0
+MAX_CHI2_RATIO = 30.0
 """of the samples' median chi² to that of the noise, beyond which the samples are refused"""
+MIN_OUTSIDE = 50
+"""Pixels beyond the number of components that it takes to estimate the factor on the errors."""
+SCALE_RANGE = (0.3, 100.0)
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,13 @@ class Setup:
         states[:, self.d :] += torch.stack([-step, step])
         return states
 
-    def build(self, state: Tensor, generator: torch.Generator) -> CurvedLikelihood:
-        """The likelihood for dust and kinematics like those of states (x, u)."""
+    def build(
+        self, state: Tensor, generator: torch.Generator, scale: float | None = None
+    ) -> CurvedLikelihood:
+        """The likelihood for dust and kinematics like those of states (x, u).
+
+        Without `scale`, the factor on the errors is that of the flux outside all model spectra.
+        """
         problem = self.problem
         sfr = problem.scaling.from_x(state[:, : self.d].view(-1, 2, problem.n_bins)).sfr
         order = problem.calibration_order
@@ -85,7 +93,22 @@ class Setup:
             problem.model, problem.flux, problem.ivar, problem.scaling,
             span_of(state[:, self.d :], 2.0), sfr.median(0).values, generator, order, reference,
         )  # fmt: skip
-        return CurvedLikelihood(compressed, self.columns, problem.fit_error_scale)
+        if scale is None:
+            scale = calc_noise_scale(compressed) if problem.fit_error_scale else 1.0
+        return CurvedLikelihood(compressed, self.columns, scale)
+
+
+def calc_noise_scale(likelihood: CompressedLikelihood) -> float:
+    """Factor on the errors from the flux outside the span of all model spectra."""
+    freedom = len(likelihood.ivar) - likelihood.rank
+    if freedom < MIN_OUTSIDE or likelihood.outside <= 0:
+        return 1.0
+    return clip_scale((likelihood.outside / freedom) ** 0.5)
+
+
+def clip_scale(scale: float) -> float:
+    """A factor on the errors, within `SCALE_RANGE`."""
+    return min(max(scale, SCALE_RANGE[0]), SCALE_RANGE[1])
 
 
 def finish(
@@ -111,7 +134,8 @@ def finish(
     residual = (problem.flux - flux) * problem.ivar.sqrt()
     c = draw_calibration(residual / scale, setup.columns / scale, generator)
     chi2 = ((residual - c @ setup.columns.T) ** 2).sum(1)
-    ratio = float(chi2.median()) / (n_pixels * scale**2)
+    noise = calc_noise_scale(parts[0][0].full) if problem.fit_error_scale else 1.0
+    ratio = float(chi2.median()) / (n_pixels * noise**2)
     if not ratio < MAX_CHI2_RATIO:
         raise SamplingError(
             f"the samples did not reach the data: median chi² {ratio:.3g} times that of the "
@@ -120,8 +144,9 @@ def finish(
     told = list(warnings)
     if problem.fit_error_scale and ratio > MAX_MISFIT:
         told.append(
-            f"the samples' chi² is {ratio:.1f} times that of the noise: the prior may not hold "
-            "this history, or the draws are not converged"
+            f"the samples' chi² is {ratio:.1f} times that of the noise, and the errors are taken "
+            "to be larger by as much: the models do not hold this spectrum, or the draws are not "
+            "converged"
         )
     if float(loss.median()) > 1.0:
         told.append(
@@ -130,8 +155,9 @@ def finish(
     factor = draw_error_scale(chi2, n_pixels, problem.fit_error_scale, generator)
     state = torch.cat([torch.cat([s for _, s in parts]), c * problem.calibration_rms], dim=1)
     all_facts = {
-        **facts, "span_error_scale": scale, "rank": parts[0][0].full.rank,
-        "chi2_over_noise": ratio, "chi2_compression_loss": float(loss.max()),
+        **facts, "span_error_scale": noise, "used_error_scale": scale,
+        "rank": parts[0][0].full.rank, "chi2_over_noise": ratio,
+        "chi2_compression_loss": float(loss.max()),
     }  # fmt: skip
     stats = {"chi2": chi2.numpy(), "compression_loss": loss.numpy()}
     return Draws(state, flux, factor, nfe, stats, all_facts, tuple(told))

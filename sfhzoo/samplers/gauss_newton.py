@@ -11,8 +11,6 @@ from sfhzoo.likelihood.compression import CompressedLikelihood
 
 STEP_LIMIT = 1.5
 """Largest change of one coordinate per iteration, in prior standard deviations."""
-MIN_OUTSIDE = 50
-"""Pixels beyond the number of components that it takes to fit the factor on the errors."""
 MIN_DAMPING = 1e-3
 TOLERANCE = 0.01
 """In units of chi². The path of a step bends downwards in log SFR: what is left over drags the
@@ -46,24 +44,22 @@ class CurvedLikelihood:
     ----------
     of : its basis must hold R
     columns : R [wave, order], whitened calibration errors times their standard deviations
-    fit_scale : take the factor f on the errors from the flux outside the span of all spectra
-
-    Attributes
-    ----------
-    scale : f; 1 where fewer than `MIN_OUTSIDE` pixels are left over to fit it
+    scale : factor f on the errors
     """
 
-    def __init__(self, of: CompressedLikelihood, columns: Tensor, fit_scale: bool) -> None:
-        freedom = len(of.ivar) - of.rank
-        self.scale = 1.0
-        if fit_scale and freedom >= MIN_OUTSIDE and of.outside > 0:
-            self.scale = min(max((of.outside / freedom) ** 0.5, 0.3), 100.0)
+    def __init__(self, of: CompressedLikelihood, columns: Tensor, scale: float) -> None:
+        self.scale = scale
         seen = of.basis @ columns
         eye = torch.eye(of.rank, dtype=seen.dtype)
         noise = self.scale**2 * eye + seen @ seen.T
         transform = torch.linalg.inv(torch.linalg.cholesky(noise))
         self.full, self._of = of, of.marginal(transform)
         self.y = transform @ of.y
+
+    def calc_ratio(self, state: Tensor) -> Tensor:
+        """chi² per pixel [chain], calibration errors marginalised: about 1 if f is right."""
+        chi2 = ((self.y - self.predict(state)) ** 2).sum(1)
+        return (chi2 + self.full.outside / self.scale**2) / len(self.full.ivar)
 
     def predict(self, state: Tensor) -> Tensor:
         """S [chain, component]."""

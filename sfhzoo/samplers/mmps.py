@@ -31,11 +31,12 @@ from torch import Tensor
 from sfhzoo.errors import SamplingError
 from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.priors.prior import Prior
-from sfhzoo.samplers.direct import Setup, finish
-from sfhzoo.samplers.gauss_newton import STEP_LIMIT, Likelihood, optimise
+from sfhzoo.samplers.direct import Setup, clip_scale, finish
+from sfhzoo.samplers.gauss_newton import STEP_LIMIT, CurvedLikelihood, Likelihood, optimise
 from sfhzoo.samplers.reverse import draw_denoised
 
 LAST_ITERATIONS = 20
+PILOTS, PILOT_CHAINS, PILOT_STEPS, PILOT_END = 3, 8, 12, 0.1
 SETTLED = 1e-3
 UPDATES = 3
 """At most, per step. S is straight along a step, x is not: one alone drags empty bins down."""
@@ -135,6 +136,28 @@ def _update(
     return likelihood.move(at, step * (STEP_LIMIT / largest)[:, None])
 
 
+def build_scaled(setup: Setup, prior: Prior, generator: torch.Generator) -> CurvedLikelihood:
+    """The likelihood to begin with, the factor on its errors such that a few draws have chi² 1.
+
+    Noise is not all that keeps a spectrum from its model: with errors of the noise alone the
+    posterior of a real galaxy would be too narrow.
+    """
+    likelihood = setup.build(setup.spread(), generator)
+    if not setup.problem.fit_error_scale or setup.centre is None:
+        return likelihood
+    for _ in range(PILOTS):
+        state = draw_guided(
+            NetworkMoments(prior), likelihood, setup.initial(PILOT_CHAINS), setup.free, setup.d,
+            (prior.schedule.sigma_max, PILOT_END), PILOT_STEPS, generator,
+        )  # fmt: skip
+        ratio = float(likelihood.calc_ratio(state).median())
+        if abs(ratio - 1) < 0.1:
+            break
+        scale = clip_scale(likelihood.scale * ratio**0.5)
+        likelihood = CurvedLikelihood(likelihood.full, setup.columns, scale)
+    return likelihood
+
+
 @dataclass
 class MmpsSampler:
     """Posterior samples by moment matching.
@@ -158,7 +181,7 @@ class MmpsSampler:
         from tqdm import tqdm
 
         start_nfe, setup = self.prior.nfe, Setup.of(problem)
-        likelihood = setup.build(setup.spread(), generator)
+        likelihood = build_scaled(setup, self.prior, generator)
         sizes = [min(self.batch, n - i) for i in range(0, n, self.batch)]
         bar = tqdm(sizes, desc="mmps", disable=not self.progress)
         parts = [

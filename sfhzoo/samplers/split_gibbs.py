@@ -33,9 +33,9 @@ from torch import Tensor
 from sfhzoo.errors import SamplingError
 from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.priors.prior import Prior
-from sfhzoo.samplers.direct import Setup, finish
+from sfhzoo.samplers.direct import Setup, clip_scale, finish
 from sfhzoo.samplers.gauss_newton import MIN_DAMPING, CurvedLikelihood, Likelihood, optimise
-from sfhzoo.samplers.mmps import NetworkMoments, draw_guided
+from sfhzoo.samplers.mmps import NetworkMoments, build_scaled, draw_guided
 from sfhzoo.samplers.reverse import Denoiser, draw_denoised
 
 INNER = 0.4
@@ -131,7 +131,8 @@ class SplitGibbsSampler:
         """n samples; SamplingError when the chains do not reach the data."""
         start_nfe, setup = self.prior.nfe, Setup.of(problem)
         sizes = [min(CHUNK, n - i) for i in range(0, n, CHUNK)]
-        runs = [self._run(setup, b, generator) for b in sizes]
+        first = build_scaled(setup, self.prior, generator)
+        runs = [self._run(setup, first, b, generator) for b in sizes]
         memory, drift = calc_memory(torch.cat([r.seen for r in runs], dim=1))
         unfinished = torch.cat([r.unfinished for r in runs]).double()
         facts = {
@@ -148,11 +149,12 @@ class SplitGibbsSampler:
         parts = [(r.likelihood, r.state) for r in runs]
         return finish(setup, parts, facts, self.prior.nfe - start_nfe, generator, warnings)
 
-    def _run(self, setup: Setup, n: int, generator: torch.Generator) -> _Run:
+    def _run(
+        self, setup: Setup, likelihood: CurvedLikelihood, n: int, generator: torch.Generator
+    ) -> _Run:
         from tqdm import tqdm
 
         levels = calc_levels(self.sweeps, self.rho_start, self.rho_min)
-        likelihood = setup.build(setup.spread(), generator)
         ends = (self.prior.schedule.sigma_max, self.rho_min)
         state = draw_guided(
             NetworkMoments(self.prior), likelihood, setup.initial(n), setup.free, setup.d, ends,
@@ -166,7 +168,7 @@ class SplitGibbsSampler:
         rebuild = {0, len(levels) // 2, len(levels) - 1}
         for i, rho in enumerate(tqdm(levels, desc="pnpdm", disable=not self.progress)):
             if i in rebuild:
-                likelihood = setup.build(chains.state, generator)
+                likelihood = self._rebuild(setup, likelihood, chains.state, generator)
             chains = sweep(self._denoise, likelihood, chains, rho, setup.free, generator)
             if i == (3 * len(levels)) // 5:
                 seen.append(_summarise(setup.problem, chains.state))
@@ -174,6 +176,19 @@ class SplitGibbsSampler:
         if not torch.isfinite(chains.state).all():
             raise SamplingError("pnpdm left the finite numbers")
         return _Run(chains.state, likelihood, chains.unfinished, n_replaced, torch.stack(seen))
+
+    @staticmethod
+    def _rebuild(
+        setup: Setup, before: CurvedLikelihood, state: Tensor, generator: torch.Generator
+    ) -> CurvedLikelihood:
+        """S about the states' dust and kinematics; the factor on the errors given the states.
+
+        Its conditional posterior is narrow, 1 / sqrt(2 pixels), so all chains share its centre.
+        """
+        scale = before.scale
+        if setup.problem.fit_error_scale and setup.centre is not None:
+            scale = clip_scale(scale * float(before.calc_ratio(state).median()) ** 0.5)
+        return setup.build(state, generator, scale)
 
     @torch.no_grad()
     def _denoise(self, x: Tensor, sigma_t: float) -> Tensor:
