@@ -43,6 +43,7 @@ INNER = 0.4
 SOLVER_STEPS = 6
 """Network calls per sweep: the variance of z | x is then right within 3 to 5 %."""
 SWEEP_ITERATIONS = 6
+PRIOR_STEPS = 40
 MAX_DAMPING = 10.0
 MAX_DRIFT = 0.5
 CHUNK = 128
@@ -155,11 +156,7 @@ class SplitGibbsSampler:
         from tqdm import tqdm
 
         levels = calc_levels(self.sweeps, self.rho_start, self.rho_min)
-        ends = (self.prior.schedule.sigma_max, self.rho_min)
-        state = draw_guided(
-            NetworkMoments(self.prior), likelihood, setup.initial(n), setup.free, setup.d, ends,
-            self.start_steps, generator,
-        )  # fmt: skip
+        state = self._start(setup, likelihood, n, generator)
         state, n_replaced = replace_stuck(
             state, ((likelihood.y - likelihood.predict(state)) ** 2).sum(1), generator
         )
@@ -176,6 +173,25 @@ class SplitGibbsSampler:
         if not torch.isfinite(chains.state).all():
             raise SamplingError("pnpdm left the finite numbers")
         return _Run(chains.state, likelihood, chains.unfinished, n_replaced, torch.stack(seen))
+
+    def _start(
+        self, setup: Setup, likelihood: CurvedLikelihood, n: int, generator: torch.Generator
+    ) -> Tensor:
+        """States [chain, n_state] from the guided diffusion; from the prior where nothing guides.
+
+        Draws of the prior cost a network call per step instead of a Jacobian.
+        """
+        initial = setup.initial(n)
+        if setup.centre is None:
+            x = self.prior.sample_x(n, generator, PRIOR_STEPS).cpu().double().flatten(1)
+            x = x + self.rho_min * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            u = torch.randn((n, initial.shape[1] - setup.d), generator=generator, dtype=x.dtype)
+            return torch.where(setup.free, torch.cat([x, u], dim=1), initial)
+        ends = (self.prior.schedule.sigma_max, self.rho_min)
+        return draw_guided(
+            NetworkMoments(self.prior), likelihood, initial, setup.free, setup.d, ends,
+            self.start_steps, generator,
+        )  # fmt: skip
 
     @staticmethod
     def _rebuild(
