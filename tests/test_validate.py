@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,8 +175,8 @@ def test_a_mock_comes_out_the_same_every_time_and_alone():
 def test_the_fit_uses_the_pixels_and_the_polynomial_that_the_mock_was_made_with(number):
     mock = load_mocks().mocks[number]
     spectrum = mocks.make_spectrum(mock, load_grid(), BINS)
-    scaling = object()  # not looked at
-    setup = inference._prepare(spectrum, scaling, BINS, load_grid(), Options())
+    prior = SimpleNamespace(bins=BINS, scaling=object())  # the scaling is not looked at
+    setup = inference._prepare(spectrum, prior, load_grid(), Options(), False)
     used = mocks.calc_used(spectrum, mock.redshift, load_grid())
     assert np.array_equal(setup.used, used)
     span = np.ptp(spectrum.wave_obs[used])
