@@ -13,6 +13,9 @@ from sfhzoo.forward.model import ForwardModel
 from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood.compression import CompressedLikelihood, Span
+from sfhzoo.priors.network import SpectralMLP
+from sfhzoo.priors.prior import Prior
+from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.timebins import TimeBins
 
 BINS = TimeBins()
@@ -96,3 +99,13 @@ def make_likelihood(model, flux, error, span=None, **calibration):
         torch.Generator().manual_seed(3),
         **calibration,
     )
+
+
+def make_normal_prior():
+    """A prior that is N(0, 1) in every coordinate: an untrained network is its exact denoiser."""
+    schedule = NoiseSchedule()
+    config = {
+        "name": "normal", "sde": schedule.to_dict(), "scaling": make_scaling().to_dict(),
+        "cosmology": "Planck15", "n_bins": 64,
+    }  # fmt: skip
+    return Prior(SpectralMLP(width=16, blocks=1, schedule=schedule), config)

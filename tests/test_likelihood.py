@@ -15,7 +15,9 @@ from galaxies import (
 from scipy.stats import halfnorm, kstest
 
 from sfhzoo.likelihood import nuisance
-from sfhzoo.likelihood.compression import Polynomial, Span, calc_calibration_rows, span_of
+from sfhzoo.likelihood.calibration import calc_calibration_rows
+from sfhzoo.likelihood.compression import Span, span_of
+from sfhzoo.likelihood.interpolation import Polynomial
 
 WITHIN = ((0.2, 0.6), (120.0, 180.0), (-30.0, 60.0))
 

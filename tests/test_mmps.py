@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from galaxies import calc_exact_flux, make_observation, make_scaling
+from galaxies import calc_exact_flux, make_normal_prior, make_observation, make_scaling
 from scipy.stats import kstest
 
 from sfhzoo.errors import SamplingError
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.problem import Problem
-from sfhzoo.priors.network import SpectralMLP
-from sfhzoo.priors.prior import Prior
-from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.samplers import mmps
 from sfhzoo.samplers.mmps import MmpsSampler, NetworkMoments, draw_guided
 
@@ -38,12 +35,7 @@ class Linear:
 
 @pytest.fixture(scope="module")
 def prior():
-    schedule = NoiseSchedule()
-    config = {
-        "name": "normal", "sde": schedule.to_dict(), "scaling": make_scaling().to_dict(),
-        "cosmology": "Planck15", "n_bins": 64,
-    }  # fmt: skip
-    return Prior(SpectralMLP(width=16, blocks=1, schedule=schedule), config)
+    return make_normal_prior()
 
 
 def make_linear(seed=0, n_data=6):

@@ -18,6 +18,7 @@ from galaxies import (
     REDSHIFT,
     calc_exact_flux,
     load_grid,
+    make_normal_prior,
     make_observation,
     make_scaling,
     make_x,
@@ -36,9 +37,6 @@ from sfhzoo.likelihood.calibration import (
 )
 from sfhzoo.likelihood.problem import ERROR_SCALE_SPREAD, Problem, draw_error_scale
 from sfhzoo.likelihood.profile import fit_profile
-from sfhzoo.priors.network import SpectralMLP
-from sfhzoo.priors.prior import Prior
-from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.samplers import simulator as simulator_module
 from sfhzoo.samplers import update as update_module
 from sfhzoo.samplers.amortized import (
@@ -150,12 +148,7 @@ def test_the_profile_fit_keeps_fixed_values():
 @pytest.fixture(scope="module")
 def normal_prior():
     """A prior that is N(0, 1) in every coordinate, exactly."""
-    schedule = NoiseSchedule()
-    config = {
-        "name": "normal", "sde": schedule.to_dict(), "scaling": make_scaling().to_dict(),
-        "cosmology": "Planck15", "n_bins": 64,
-    }  # fmt: skip
-    return Prior(SpectralMLP(width=16, blocks=1, schedule=schedule), config)
+    return make_normal_prior()
 
 
 def test_cla_leads_prior_draws_onto_the_data(normal_prior):

@@ -12,15 +12,19 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from galaxies import calc_exact_flux, make_likelihood, make_observation, make_scaling, make_states
+from galaxies import (
+    calc_exact_flux,
+    make_likelihood,
+    make_normal_prior,
+    make_observation,
+    make_scaling,
+    make_states,
+)
 from scipy.stats import kstest
 
 from sfhzoo.errors import SamplingError
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.problem import Problem
-from sfhzoo.priors.network import SpectralMLP
-from sfhzoo.priors.prior import Prior
-from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.samplers.direct import calc_noise_scale
 from sfhzoo.samplers.gauss_newton import CurvedLikelihood, optimise
 from sfhzoo.samplers.mmps import draw_guided
@@ -254,12 +258,7 @@ def test_the_optimum_of_a_linear_model_is_found_in_one_step():
 @pytest.fixture(scope="module")
 def normal_prior():
     """A prior that is N(0, 1) in every coordinate, exactly."""
-    schedule = NoiseSchedule()
-    config = {
-        "name": "normal", "sde": schedule.to_dict(), "scaling": make_scaling().to_dict(),
-        "cosmology": "Planck15", "n_bins": 64,
-    }  # fmt: skip
-    return Prior(SpectralMLP(width=16, blocks=1, schedule=schedule), config)
+    return make_normal_prior()
 
 
 def make_problem(**choices):

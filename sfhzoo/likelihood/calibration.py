@@ -52,6 +52,19 @@ def calc_calibration_columns(problem: Problem) -> Tensor:
     return problem.calibration_rms * (rows * reference).T
 
 
+def fit_calibration(
+    problem: Problem, flux: Tensor, columns: Tensor, scale: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Coefficients [sample, order] in units of their rms, and chi² [sample].
+
+    `flux` [sample, wave] are model spectra, `scale` the factor on the errors; chi² is with the
+    file's own errors.
+    """
+    residual = (problem.flux - flux) * problem.ivar.sqrt()
+    c = draw_calibration(residual / scale, columns / scale, generator)
+    return c, ((residual - c @ columns.T) ** 2).sum(1)
+
+
 def draw_calibration(residual: Tensor, columns: Tensor, generator: torch.Generator) -> Tensor:
     """Coefficients [sample, order] in units of their rms, given whitened residuals [sample, wave].
 

@@ -18,7 +18,6 @@ calibration polynomial, sum_n c_n P_n(t), multiplies a reference spectrum: it is
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,10 +28,13 @@ from sfhzoo.forward.model import ForwardModel, calc_spectrum
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.calibration import calc_calibration_rows
+from sfhzoo.likelihood.interpolation import Polynomial, count_nodes
 from sfhzoo.likelihood.linearised import LinearisedHistories, linearise_histories
 from sfhzoo.likelihood.nuisance import N_NUISANCE, Nuisance
 from sfhzoo.units import LN10
 
+MIN_FREEDOM = 50
+"""Pixels beyond the model's span that are needed to estimate the factor on the errors."""
 N_PROBES = 420
 SPAN_TOLERANCE = 1e-5
 """Relative error with which a few spectra stand for all templates."""
@@ -48,36 +50,6 @@ class Span(NamedTuple):
     a_v: tuple[float, float]
     sigma_v: tuple[float, float]
     velocity: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Polynomial:
-    """Lagrange interpolation on Chebyshev nodes; a single node where the range has no width."""
-
-    nodes: Tensor
-
-    @classmethod
-    def over(cls, lo: float, hi: float, n: int) -> Polynomial:
-        if hi - lo < 1e-9:
-            return cls(torch.tensor([lo], dtype=torch.float64))
-        t = torch.cos(torch.pi * (torch.arange(n, dtype=torch.float64) + 0.5) / n)
-        return cls(0.5 * (lo + hi) - 0.5 * (hi - lo) * t)
-
-    def weights(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and their derivatives [..., node] at `value` [...]."""
-        k, n = self.nodes, len(self.nodes)
-        if n == 1:
-            one = torch.ones_like(value)[..., None]
-            return one, torch.zeros_like(one)
-        others = [[j for j in range(n) if j != i] for i in range(n)]
-        scale = torch.stack([torch.prod(k[i] - k[others[i]]) for i in range(n)])
-        difference = value[..., None] - k
-        products = [difference[..., o].prod(-1) for o in others]
-        slopes = [
-            torch.stack([difference[..., [m for m in o if m != j]].prod(-1) for j in o]).sum(0)
-            for o in others
-        ]
-        return torch.stack(products, -1) / scale, torch.stack(slopes, -1) / scale
 
 
 class CompressedLikelihood:
@@ -111,9 +83,9 @@ class CompressedLikelihood:
         self.n_bins = model.templates.shape[0]
         weight = ivar.sqrt()
         self.whitened = flux * weight
-        self.a_v = Polynomial.over(*span.a_v, _count_nodes(span.a_v[1] - span.a_v[0], 0.2, 0.8))
+        self.a_v = Polynomial.over(*span.a_v, count_nodes(span.a_v[1] - span.a_v[0], 0.2, 0.8))
         relative = (span.sigma_v[1] - span.sigma_v[0]) / (span.sigma_v[0] + 50.0)
-        self.sigma_v = Polynomial.over(*span.sigma_v, _count_nodes(relative, 0.1, 0.4))
+        self.sigma_v = Polynomial.over(*span.sigma_v, count_nodes(relative, 0.1, 0.4))
         self.velocity_centre = 0.5 * (span.velocity[0] + span.velocity[1])
         self.velocity_step = max(0.5 * (span.velocity[1] - span.velocity[0]), 1.0)
         spectra, coefficients = _factorise(model.templates.flatten(0, 1))
@@ -310,11 +282,24 @@ class CompressedLikelihood:
         return model.observe(fine, p.a_v, p.sigma_v, p.velocity)
 
     def calc_loss(self, state: Tensor, flux: Tensor) -> Tensor:
-        """chi² [sample] by which compression and interpolation misstate exact spectra `flux`."""
-        *_, c = self.split(state)
-        model = self.predict(state)
-        exact = flux * self.ivar.sqrt() + c @ self.calibration @ self.basis
-        return ((exact - model @ self.basis) ** 2).sum(1)
+        """chi² [sample] by which compression and interpolation misstate exact spectra `flux`.
+
+        The calibration is the same on both sides, so `state` may end before its coefficients.
+        """
+        before_c = 2 * self.n_bins + N_NUISANCE
+        c = state.new_zeros(len(state), self.n_calibration)
+        model = self.predict(torch.cat([state[:, :before_c], c], dim=1))
+        return ((flux * self.ivar.sqrt() - model @ self.basis) ** 2).sum(1)
+
+    def calc_outside_rms(self) -> float:
+        """rms residual, in units of the errors, of the flux outside the span of all templates.
+
+        1 where fewer than `MIN_FREEDOM` pixels are left over.
+        """
+        freedom = len(self.whitened) - self.rank
+        if freedom < MIN_FREEDOM or self.outside <= 0:
+            return 1.0
+        return float((self.outside / freedom) ** 0.5)
 
 
 class _Mix(NamedTuple):
@@ -368,11 +353,6 @@ def span_of(u: Tensor, widen: float = 3.0) -> Span:
             pad = 0.5 * widen * spread
             ranges.append((max(lo, lowest - pad), min(hi, highest + pad)))
     return Span(*ranges)
-
-
-def _count_nodes(width: float, narrow: float, wide: float) -> int:
-    """Nodes that interpolate an exponential to a part in a million over a range of this width."""
-    return 3 if width < narrow else 4 if width < wide else 5
 
 
 def _light(sfr: Tensor, n_nodes: int) -> Tensor:

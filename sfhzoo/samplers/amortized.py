@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from sfhzoo.errors import DataError, SamplingError
-from sfhzoo.likelihood.calibration import calc_calibration_columns, draw_calibration
+from sfhzoo.likelihood.calibration import calc_calibration_columns, fit_calibration
+from sfhzoo.likelihood.compression import MIN_FREEDOM
 from sfhzoo.likelihood.nuisance import N_NUISANCE, VELOCITY_SCALE
 from sfhzoo.likelihood.problem import Draws, Problem, draw_error_scale
 from sfhzoo.samplers.encoding import (
@@ -32,7 +33,7 @@ from sfhzoo.samplers.encoding import (
 )
 from sfhzoo.samplers.fission import draw_views
 from sfhzoo.samplers.posterior_network import PosteriorNetwork, split_state
-from sfhzoo.samplers.update import MIN_FREEDOM, Blunt, Moved, update
+from sfhzoo.samplers.update import Blunt, Moved, update
 from sfhzoo.stopwatch import Stopwatch
 
 N_GROUPS = 50
@@ -101,7 +102,7 @@ class AmortizedSampler:
             moved = update(problem, columns, blunt, pick, population, fit_scale, generator, watch)
             span_scale = span_scale or moved.scale
             keep, n_replaced = _select(moved, n, generator)
-            c, chi2 = _draw_calibration(problem, columns, moved, keep, generator)
+            c, chi2 = fit_calibration(problem, moved.flux[keep], columns, moved.scale, generator)
             misfit = float(chi2.median()) / len(problem.flux) / moved.scale**2
             if rounds == MAX_ROUNDS or misfit < MAX_MISFIT or not problem.fit_error_scale:
                 break
@@ -156,15 +157,6 @@ class AmortizedSampler:
         state[:, -1] += view.offset / VELOCITY_SCALE
         state = _impose(state, problem.fixed_coordinates())
         return Blunt(view.functionals, scale, views, state, size)
-
-
-def _draw_calibration(
-    problem: Problem, columns: Tensor, moved: Moved, keep: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Calibration coefficients [sample, order] in units of their rms, and chi² [sample]."""
-    residual = (problem.flux - moved.flux[keep]) * problem.ivar.sqrt()
-    c = draw_calibration(residual / moved.scale, columns / moved.scale, generator)
-    return c, ((residual - c @ columns.T) ** 2).sum(1)
 
 
 def _finish(

@@ -14,7 +14,7 @@ from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.calibration import (
     calc_calibration_columns,
     calc_smooth_flux,
-    draw_calibration,
+    fit_calibration,
 )
 from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
 from sfhzoo.likelihood.nuisance import N_NUISANCE
@@ -27,8 +27,6 @@ SPREAD = (0.25, 0.35, 0.25)
 MAX_MISFIT = 1.3
 MAX_CHI2_RATIO = 30.0
 """of the samples' median chi² to that of the noise, beyond which the samples are refused"""
-MIN_OUTSIDE = 50
-"""Pixels beyond the number of components that it takes to estimate the factor on the errors."""
 SCALE_RANGE = (0.3, 100.0)
 
 
@@ -100,10 +98,7 @@ class Setup:
 
 def calc_noise_scale(likelihood: CompressedLikelihood) -> float:
     """Factor on the errors from the flux outside the span of all model spectra."""
-    freedom = len(likelihood.ivar) - likelihood.rank
-    if freedom < MIN_OUTSIDE or likelihood.outside <= 0:
-        return 1.0
-    return clip_scale((likelihood.outside / freedom) ** 0.5)
+    return clip_scale(likelihood.calc_outside_rms())
 
 
 def clip_scale(scale: float) -> float:
@@ -127,13 +122,10 @@ def finish(
     spectra, losses = [], []
     for likelihood, state in parts:
         spectra.append(likelihood.full.calc_flux(state))
-        padded = torch.cat([state, state.new_zeros(len(state), problem.calibration_order)], dim=1)
-        losses.append(likelihood.full.calc_loss(padded, spectra[-1]))
+        losses.append(likelihood.full.calc_loss(state, spectra[-1]))
     flux, loss = torch.cat(spectra), torch.cat(losses)
     scale = parts[0][0].scale
-    residual = (problem.flux - flux) * problem.ivar.sqrt()
-    c = draw_calibration(residual / scale, setup.columns / scale, generator)
-    chi2 = ((residual - c @ setup.columns.T) ** 2).sum(1)
+    c, chi2 = fit_calibration(problem, flux, setup.columns, scale, generator)
     noise = calc_noise_scale(parts[0][0].full) if problem.fit_error_scale else 1.0
     ratio = float(chi2.median()) / (n_pixels * noise**2)
     if not ratio < MAX_CHI2_RATIO:

@@ -167,3 +167,10 @@ def _solve(inner: Tensor, p: Tensor, gradient: Tensor, damping: Tensor) -> Tenso
         step = torch.cholesky_solve(gradient[..., None], factor)[..., 0]
     step = torch.where((failed[:, None] > 0) | ~torch.isfinite(step), 0.0, step)
     return step * (STEP_LIMIT / step.abs().amax(1).clamp(min=STEP_LIMIT))[:, None]
+
+
+def is_settled(cost: Tensor) -> Tensor:
+    """Which chains [chain] ended near the others' objective; the rest are stuck elsewhere."""
+    middle = cost.median()
+    spread = 1.4826 * (cost - middle).abs().median() + 1.0
+    return (cost < middle + 8 * spread) & torch.isfinite(cost)

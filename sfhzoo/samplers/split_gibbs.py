@@ -34,7 +34,13 @@ from sfhzoo.errors import SamplingError
 from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.priors.prior import Prior
 from sfhzoo.samplers.direct import Setup, clip_scale, finish
-from sfhzoo.samplers.gauss_newton import MIN_DAMPING, CurvedLikelihood, Likelihood, optimise
+from sfhzoo.samplers.gauss_newton import (
+    MIN_DAMPING,
+    CurvedLikelihood,
+    Likelihood,
+    is_settled,
+    optimise,
+)
 from sfhzoo.samplers.mmps import NetworkMoments, build_scaled, draw_guided
 from sfhzoo.samplers.reverse import Denoiser, draw_denoised
 
@@ -228,8 +234,7 @@ def replace_stuck(state: Tensor, chi2: Tensor, generator: torch.Generator) -> tu
 
     SamplingError if it is most of them.
     """
-    spread = 1.4826 * (chi2 - chi2.median()).abs().median() + 1.0
-    good = torch.isfinite(chi2) & (chi2 < chi2.median() + 8 * spread)
+    good = is_settled(chi2)
     index = good.nonzero()[:, 0]
     if len(index) < 0.3 * len(chi2):
         raise SamplingError(

@@ -18,7 +18,7 @@ from sfhzoo.likelihood.nuisance import N_NUISANCE
 from sfhzoo.likelihood.problem import Problem
 from sfhzoo.samplers.encoding import MAX_SNR
 from sfhzoo.samplers.fission import Fission
-from sfhzoo.samplers.gauss_newton import Optimum
+from sfhzoo.samplers.gauss_newton import Optimum, is_settled
 from sfhzoo.samplers.polish import calc_precision, polish
 from sfhzoo.samplers.posterior_network import split_state
 from sfhzoo.stopwatch import Stopwatch
@@ -30,8 +30,6 @@ WRONG_LOSS = 4.0
 """A draw whose chi² is wrong by more was moved beyond the range of the interpolation."""
 MIN_SPREAD = 0.01
 """rms, in units of the noise, of the draws' spectra along a direction that is kept."""
-MIN_FREEDOM = 50
-"""Pixels beyond the model's span that are needed to estimate the factor on the errors."""
 
 
 class Blunt(NamedTuple):
@@ -126,7 +124,7 @@ def update(
             settled = is_settled(polished.cost)
         with watch("check"):
             flux = likelihood.calc_flux(polished.state)
-            loss = likelihood.calc_loss(_pad(polished.state, problem), flux) / ratio**2
+            loss = likelihood.calc_loss(polished.state, flux) / ratio**2
         if builds == MAX_BUILDS or float(loss[settled].median()) < MAX_LOSS:
             arrived = settled & (loss < max(WRONG_LOSS, 4 * float(loss[settled].median())))
             rank, directions = likelihood.rank, len(turn)
@@ -134,13 +132,6 @@ def update(
             shift = ((offset @ precision) * offset).sum(1)
             return Moved(polished, shift, flux, loss, arrived, scale, rank, directions, builds)
         around, initial = polished.state[settled], polished.state
-
-
-def is_settled(cost: Tensor) -> Tensor:
-    """Which draws [sample] ended near the others' objective; the rest are stuck elsewhere."""
-    middle = cost.median()
-    spread = 1.4826 * (cost - middle).abs().median() + 1.0
-    return (cost < middle + 8 * spread) & torch.isfinite(cost)
 
 
 def _build_likelihood(
@@ -156,10 +147,7 @@ def _build_likelihood(
 
 def _calc_scale_ratio(likelihood: CompressedLikelihood) -> float:
     """Factor on the errors, relative to the assumed one, from the flux outside all templates."""
-    freedom = len(likelihood.whitened) - likelihood.rank
-    if freedom < MIN_FREEDOM:
-        return 1.0
-    return min(max((likelihood.outside / freedom) ** 0.5, 0.1), 10.0)
+    return min(max(likelihood.calc_outside_rms(), 0.1), 10.0)
 
 
 def _calc_information(first: CompressedLikelihood, state: Tensor) -> Tensor:
@@ -176,8 +164,3 @@ def _choose_directions(likelihood: CompressedLikelihood, state: Tensor) -> Tenso
     predicted = likelihood.predict(state)
     _, values, axes = torch.linalg.svd(predicted - predicted.mean(0), full_matrices=False)
     return axes[: max(int((values > MIN_SPREAD * len(state) ** 0.5).sum()), 1)]
-
-
-def _pad(state: Tensor, problem: Problem) -> Tensor:
-    """States (x, u) with calibration coefficients 0."""
-    return torch.cat([state, state.new_zeros(len(state), problem.calibration_order)], dim=1)
