@@ -9,7 +9,8 @@ flux against log Z, so that the spectrum is linear in SFR and piecewise linear i
 
 from __future__ import annotations
 
-from typing import Literal
+import zlib
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from sfhzoo.timebins import TimeBins
 from sfhzoo.units import YR_PER_GYR
 
 Interpolation = Literal["log", "linear"]
+
+_TEMPLATES: dict[tuple[Any, ...], NDArray[np.float64]] = {}
+_MAX_TEMPLATES = 2
+"""18 MB each for the bundled grid, 200 MB for 64 metallicities of MILES's wavelengths"""
 
 
 def calc_age_weights(
@@ -55,13 +60,30 @@ def calc_age_weights(
 def calc_bin_templates(grid: SSPGrid, bins: TimeBins, cosmic_time: float) -> NDArray[np.float64]:
     """Light [bin, metallicity, wave] of each bin, Lsun/Å per Msun/yr, seen at `cosmic_time` (Gyr).
 
-    `metallicity` runs over the grid's valid nodes only. Bins after `cosmic_time` are dark.
+    `metallicity` runs over the grid's valid nodes only. Bins after `cosmic_time` are dark. The
+    last few results are kept, by the grid's content and the time; the array is read-only.
     """
+    key = (*_calc_fingerprint(grid), bins.lookback_edges(cosmic_time).tobytes())
+    if key not in _TEMPLATES:
+        while len(_TEMPLATES) >= _MAX_TEMPLATES:
+            _TEMPLATES.pop(next(iter(_TEMPLATES)))
+        _TEMPLATES[key] = _average_over_bins(grid, bins, cosmic_time)
+    return _TEMPLATES[key]
+
+
+def _calc_fingerprint(grid: SSPGrid) -> tuple[Any, ...]:
+    # a cut or changed grid keeps the sha256 of the file it came from; its content tells
+    parts = (grid.flux, grid.age, grid.wave, grid.valid)
+    return grid.flux.shape, *(zlib.crc32(np.ascontiguousarray(part).data) for part in parts)
+
+
+def _average_over_bins(grid: SSPGrid, bins: TimeBins, cosmic_time: float) -> NDArray[np.float64]:
     weights = calc_age_weights(grid.age, bins.lookback_edges(cosmic_time))
-    flux = grid.flux[grid.valid]
-    templates = np.empty((len(weights), len(flux), len(grid.wave)))
-    for k, ssp in enumerate(flux):
-        templates[:, k] = weights @ ssp.astype(np.float64)
+    usable = np.flatnonzero(grid.valid)
+    templates = np.empty((len(weights), len(usable), len(grid.wave)))
+    for k, node in enumerate(usable):
+        templates[:, k] = weights @ grid.flux[node].astype(np.float64)
+    templates.setflags(write=False)
     return templates
 
 

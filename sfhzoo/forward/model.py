@@ -1,10 +1,12 @@
 """The forward model: (SFR, metallicity, A_V, sigma_v) -> spectrum on the observed pixels.
 
-    flux = P V(sigma_v, velocity) D(A_V) Σ_bin SFR_bin Σ_k w_k(logzsol_bin) T_{bin,k}
+    flux = Σ_bin SFR_bin Σ_k w_k(logzsol_bin) [P V(sigma_v, velocity) D(A_V) T_{bin,k}
+                                               + P E absorbed_{bin,k}(A_V)]
 
 T are the bins' templates in the observed frame at the instrument's resolution, w the metallicity
-weights, D the dust, V the stellar velocities, P the pixels. T is made once per observation; all
-that follows is differentiable in every argument, and linear in T.
+weights, D the dust, V the stellar velocities, P the pixels, E the dust's own light (beyond 1 µm).
+T is made once per observation; all that follows is differentiable in every argument, and linear in
+T. The dust's light is not broadened: its templates are ten times coarser than any velocity.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from sfhzoo.errors import DataError
+from sfhzoo.forward.attenuation import Calzetti, Law, calc_attenuation
 from sfhzoo.forward.csp import Interpolation, calc_bin_templates, calc_metallicity_weights
-from sfhzoo.forward.dust import calc_attenuation, calc_calzetti_curve
+from sfhzoo.forward.dust_emission import SHORTEST, DustEmission
+from sfhzoo.forward.integrals import Integrals, make_energy_response
 from sfhzoo.forward.kinematics import (
     calc_broadened,
     calc_broadening_matrix,
@@ -53,16 +57,20 @@ class ForwardModel:
     cosmology : for `bins=None` only (default Planck15)
     interpolation : flux linear in "log" Z or in "linear" Z
     velocity_step : of the fine grid, km/s
+    law : attenuation (default Calzetti)
+    dust_emission : shape of the dust's own light, or None; it costs nothing below 1 µm
 
     Attributes
     ----------
     templates : [bin, metallicity, fine] erg/s/cm²/Å per Msun/yr, without dust and velocities
     wave_fine : [fine] observed vacuum Å, equal steps in ln λ
     curve : [fine] A(λ)/A_V at the rest wavelength
+    emission : [wave] E of the dust's own light on the pixels, 1/Å at rest; None where no pixel
+        sees it
     nodes : [metallicity] logzsol of the usable nodes
     cosmic_time : age of the universe at the redshift, Gyr
     covered : [wave] bool, pixels inside the grid's wavelength range
-    coarse : [wave] bool, covered pixels where the grid's FWHM is 10 Å or more (no lines)
+    coarse : [wave] bool, covered pixels where the grid is too coarse (`is_coarse`)
     lsf_clipped_fraction : fraction of the covered, not coarse pixels at which the instrument is
         sharper than the grid
 
@@ -80,6 +88,8 @@ class ForwardModel:
         cosmology: str | Cosmology | None = None,
         interpolation: Interpolation = "log",
         velocity_step: float = VELOCITY_STEP,
+        law: Law | None = None,
+        dust_emission: DustEmission | None = DustEmission(),  # noqa: B008  # frozen
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float64,
     ) -> None:
@@ -93,6 +103,8 @@ class ForwardModel:
         self.redshift = float(redshift)
         self.interpolation = interpolation
         self.velocity_step = velocity_step
+        self.law = law or Calzetti()
+        self.device, self.dtype = torch.device(device), dtype
         factor = self._calc_flux_factor(grid)
         self.cosmic_time = self.bins.age_at(self.redshift)
         lsf = None if lsf_sigma is None else _check_lsf(lsf_sigma, self.wave_obs)
@@ -101,17 +113,18 @@ class ForwardModel:
         wave_fine = _calc_wave_fine(edges, lsf, velocity_step)
         rest = wave_fine / (1 + self.redshift)
         self._set_coverage(grid, edges, lsf)
+        pixels = calc_pixel_matrix(wave_fine, edges)
+        self._set_emission(grid, dust_emission, rest, pixels, factor)
         grid = _cut(grid, rest)
         operator = _calc_template_operator(grid, rest, self.wave_obs, lsf, velocity_step, redshift)
         templates = calc_bin_templates(grid, self.bins, self.cosmic_time) * factor
         fine = (operator @ templates.reshape(-1, len(grid.wave)).T).T
 
-        self.device, self.dtype = torch.device(device), dtype
         self.templates = self._tensor(fine.reshape(*templates.shape[:2], -1))
         self.wave_fine = wave_fine
-        self.curve = self._tensor(calc_calzetti_curve(rest))
+        self.curve = self._tensor(self.law(rest))
         self.nodes = self._tensor(grid.logzsol[grid.valid])
-        self._pixels = self._sparse(calc_pixel_matrix(wave_fine, edges))
+        self._pixels = self._sparse(pixels)
 
     def _calc_flux_factor(self, grid: SSPGrid) -> float:
         # astropy has its own error for redshifts below -1, and a distance of 0 at 0
@@ -125,12 +138,29 @@ class ForwardModel:
         low, high = (edges / (1 + self.redshift)).T
         self.covered = (low >= grid.wave[0]) & (high <= grid.wave[-1])
         fwhm = np.interp(rest, grid.wave, grid.resolution_fwhm)
-        self.coarse = self.covered & (fwhm >= COARSE_FWHM)
+        self.coarse = self.covered & is_coarse(fwhm, rest, lsf)
         use = self.covered & ~self.coarse
         self.lsf_clipped_fraction = 0.0
         if lsf is not None and use.any():
             _, clipped = calc_lsf_difference(lsf, calc_resolution_sigma(fwhm, rest))
             self.lsf_clipped_fraction = float(clipped[use].mean())
+
+    def _set_emission(
+        self,
+        grid: SSPGrid,
+        dust_emission: DustEmission | None,
+        rest: NDArray[np.float64],
+        pixels: scipy.sparse.csr_array,
+        factor: float,
+    ) -> None:
+        self.emission: torch.Tensor | None = None
+        if dust_emission is None or self.wave_obs[-1] / (1 + self.redshift) <= SHORTEST:
+            return
+        self.emission = self._tensor(pixels @ dust_emission(rest))
+        self._starlight = Integrals(
+            grid, self.bins, self.cosmic_time, [make_energy_response(grid)], self.law, factor,
+            self.device, self.dtype,
+        )  # fmt: skip
 
     def _tensor(self, values: ArrayLike | torch.Tensor) -> torch.Tensor:
         if isinstance(values, torch.Tensor):
@@ -150,7 +180,7 @@ class ForwardModel:
     def observe(
         self, spectra: torch.Tensor, a_v: Number, sigma_v: Number, velocity: Number = 0.0
     ) -> torch.Tensor:
-        """Dust, stellar velocities and pixels: spectra [..., fine] -> [..., wave].
+        """Attenuation, stellar velocities and pixels: spectra [..., fine] -> [..., wave].
 
         `a_v` (mag), `sigma_v` and `velocity` (km/s) are numbers or tensors [...] that broadcast
         against the spectra's leading axes. Linear in the spectra.
@@ -168,7 +198,22 @@ class ForwardModel:
         erg/s/cm²/Å per Msun/yr; feed them to `calc_spectrum`.
         """
         values = [self._tensor(v)[..., None, None] for v in (a_v, sigma_v, velocity)]
-        return self.observe(self.templates, *values)
+        seen = self.observe(self.templates, *values)
+        if self.emission is None:
+            return seen
+        return seen + self.calc_absorbed(a_v).unsqueeze(-1) * self.emission
+
+    def calc_absorbed(self, a_v: Number) -> torch.Tensor:
+        """Flux that dust takes from each template [..., bin, metallicity] at A_V [...] (mag).
+
+        Over all wavelengths, erg/s/cm²/Å * Å (at rest) per Msun/yr; times `emission` it is the
+        dust's own light.
+        Raises ValueError for a model without `emission`.
+        """
+        if self.emission is None:
+            raise ValueError("expected a model that sees dust emission (rest pixels beyond 1 µm)")
+        a_v = self._tensor(a_v)
+        return (self._starlight.at(torch.zeros_like(a_v)) - self._starlight.at(a_v))[..., 0]
 
     def __call__(
         self,
@@ -187,8 +232,25 @@ class ForwardModel:
         sigma_v, velocity : [...] km/s
         """
         sfr, logzsol = self._tensor(sfr), self._tensor(logzsol)
-        fine = calc_spectrum(sfr, logzsol, self.templates, self.nodes, self.interpolation)
-        return self.observe(fine, a_v, sigma_v, velocity)
+        weights = _calc_weights(sfr, logzsol, self.nodes, self.interpolation)
+        seen = self.observe(weights @ self.templates.flatten(0, 1), a_v, sigma_v, velocity)
+        if self.emission is None:
+            return seen
+        a_v = self._tensor(a_v)
+        whole, rest = (self._starlight(weights, a) for a in (torch.zeros_like(a_v), a_v))
+        return seen + (whole - rest) * self.emission
+
+
+def is_coarse(
+    fwhm: NDArray[np.float64], wave_rest: NDArray[np.float64], lsf_sigma: ArrayLike | None
+) -> NDArray[np.bool_]:
+    """Where [wave] a grid's resolution `fwhm` (Å) of 10 Å or more is wider than the instrument's.
+
+    There the data have lines and the grid has none. `lsf_sigma` [wave] is in km/s; None: unknown.
+    """
+    sigma = np.asarray(0.0 if lsf_sigma is None else lsf_sigma)
+    sharp = sigma < calc_resolution_sigma(fwhm, wave_rest)
+    return np.asarray((fwhm >= COARSE_FWHM) & sharp)
 
 
 def calc_spectrum(
@@ -203,8 +265,15 @@ def calc_spectrum(
     `sfr` in Msun/yr, `logzsol` in log10(Z/Z_sun), `nodes` [metallicity] the templates'; the flux
     has the templates' unit times Msun/yr. One matrix product for all histories.
     """
-    weights = sfr.unsqueeze(-1) * calc_metallicity_weights(logzsol, nodes, interpolation)
-    return weights.flatten(-2) @ templates.flatten(0, 1)
+    return _calc_weights(sfr, logzsol, nodes, interpolation) @ templates.flatten(0, 1)
+
+
+def _calc_weights(
+    sfr: torch.Tensor, logzsol: torch.Tensor, nodes: torch.Tensor, interpolation: Interpolation
+) -> torch.Tensor:
+    """SFR [..., bin * metallicity] of each template."""
+    mix = calc_metallicity_weights(logzsol, nodes, interpolation)
+    return (sfr.unsqueeze(-1) * mix).flatten(-2)
 
 
 def _check_wave(wave_obs: ArrayLike) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ MAX_BYTES = 256 * 1024**2
 
 EXPECTED = "expected an SDSS spec file or a table (FITS, ECSV, CSV) with wavelength, flux, error"
 
-_PARSE_ERRORS = (
+PARSE_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -96,22 +96,22 @@ def read_spectrum(
         spectrum = _parse(file, options)
         return spectrum if ebv is None else deredden(spectrum, ebv)
     except DataError as error:
-        raise DataError(f"{_show(file)}: {_one_line(error)}") from error
-    except _PARSE_ERRORS as error:
+        raise DataError(f"{show(file)}: {one_line(error)}") from error
+    except PARSE_ERRORS as error:
         raise DataError(
-            f"{_show(file)}: {EXPECTED}, got a file that cannot be read "
-            f"({type(error).__name__}: {_one_line(error)})"
+            f"{show(file)}: {EXPECTED}, got a file that cannot be read "
+            f"({type(error).__name__}: {one_line(error)})"
         ) from error
 
 
 def _parse(file: Path, options: ReadOptions) -> Spectrum:
     import astropy.units  # noqa: F401  # its import replaces warnings.showwarning
 
-    content = _read_bytes(file)
+    content = read_bytes(file)
     source = Source(file.name.removesuffix(".gz").rsplit(".", 1)[0] or file.name)
     source.meta["file"] = file.name
     source.meta["sha256"] = hashlib.sha256(content).hexdigest()
-    content = _decompress(content)
+    content = decompress(content)
     with warnings.catch_warnings(record=True) as caught, np.errstate(all="ignore"):
         warnings.simplefilter("always")
         if content.startswith(b"SIMPLE  ="):
@@ -119,7 +119,7 @@ def _parse(file: Path, options: ReadOptions) -> Spectrum:
         else:
             from sfhzoo.spectra.table import read_text_table
 
-            spectrum = read_text_table(_decode(content), options, source)
+            spectrum = read_text_table(decode(content), options, source)
     if not any("truncated" in str(w.message) for w in caught):
         return spectrum
     return replace(
@@ -127,7 +127,8 @@ def _parse(file: Path, options: ReadOptions) -> Spectrum:
     )
 
 
-def _read_bytes(file: Path) -> bytes:
+def read_bytes(file: Path) -> bytes:
+    """The whole file; DataError if it is none, is empty, or is larger than `MAX_BYTES`."""
     if not file.exists():
         raise DataError("there is no such file; check the path")
     if not file.is_file():
@@ -143,7 +144,7 @@ def _read_bytes(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def _decompress(content: bytes) -> bytes:
+def decompress(content: bytes) -> bytes:
     """The content of a gzip file, any other as it is."""
     if not content.startswith(b"\x1f\x8b"):
         return content
@@ -154,15 +155,16 @@ def _decompress(content: bytes) -> bytes:
     return plain
 
 
-def _decode(content: bytes) -> str:
+def decode(content: bytes, expected: str = EXPECTED) -> str:
+    """The text of a table; DataError, that says what was `expected`, if it is binary or HTML."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise DataError(f"{EXPECTED}, got a binary file that is not FITS")
+        raise DataError(f"{expected}, got a binary file that is not FITS")
     if text.lstrip().startswith("<"):
-        raise DataError(f"{EXPECTED}, got HTML or XML; was an error page saved in its place?")
+        raise DataError(f"{expected}, got HTML or XML; was an error page saved in its place?")
     return text
 
 
@@ -182,16 +184,16 @@ def _parse_fits(content: bytes, options: ReadOptions, source: Source) -> Spectru
                 return read_sdss(hdus[0].header, tables, options, source)
             return read_fits_table(hdus[0].header, tables, options, source)
     except VerifyError as error:
-        raise DataError(f"the FITS file is damaged: {_one_line(error)}") from error
+        raise DataError(f"the FITS file is damaged: {one_line(error)}") from error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """The message of an error of whatever length, as one short line."""
     text = " ".join(str(error).split())
     return text if len(text) <= 400 else text[:400] + "…"
 
 
-def _show(file: Path) -> str:
+def show(file: Path) -> str:
     """A path as one printable line."""
     return (
         str(file).encode("unicode_escape").decode() if not str(file).isprintable() else str(file)
