@@ -126,24 +126,29 @@ def _by_score(
     return Engine(sampler, name, device, notes)
 
 
+def find_matching_network(prior: Prior, grid: SSPGrid) -> Path | None:
+    """The newest posterior network on this disk made for this prior and this grid."""
+    return find_posterior_network(prior.name, grid.name, prior.training_set, grid.sha256)
+
+
 def _find_network(
     prior: Prior, grid: SSPGrid, network: str | Path | PosteriorNetwork | None
 ) -> PosteriorNetwork:
     if isinstance(network, PosteriorNetwork):
         found = network
     else:
-        path = Path(network) if network else find_posterior_network(prior.name, grid.name)
+        path = Path(network) if network else find_matching_network(prior, grid)
         if path is None:
             raise ArtifactError(
                 f"no posterior network for {prior.name} with {grid.name} (make one with "
                 "`sfhzoo amortize` and give it with --network)"
             )
         found = _load_network(path)
-    expected = found.config["training_set"]["sha256"]
-    if expected != prior.config["training_set"]["sha256"]:
+    expected, own = found.config["training_set"]["sha256"], prior.training_set
+    if expected != own:
         raise Incompatible(
             f"{found.name} was trained on the histories {expected[:12]}…, the prior "
-            f"{prior.name} on {prior.config['training_set']['sha256'][:12]}…"
+            f"{prior.name} on {own[:12]}…"
         )
     if found.config["grid"]["sha256"] != grid.sha256:
         raise Incompatible(f"{found.name} was trained with another file of {grid.name}")

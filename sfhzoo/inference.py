@@ -22,12 +22,12 @@ from sfhzoo.engines import Observation, SamplerName, choose_engine
 from sfhzoo.errors import DataError, UsageError
 from sfhzoo.forward.csp import calc_metallicity_weights, calc_surviving_fraction
 from sfhzoo.forward.kinematics import calc_resolution_sigma
-from sfhzoo.forward.model import COARSE_FWHM, ForwardModel
+from sfhzoo.forward.model import COARSE_FWHM, ForwardModel, is_coarse
 from sfhzoo.forward.redshift import calc_flux_factor
 from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.histories import calc_mass_formed_per_bin
 from sfhzoo.likelihood import nuisance
-from sfhzoo.likelihood.calibration import calc_calibration_rows, calc_smooth_flux, choose_order
+from sfhzoo.likelihood.calibration import calc_calibration_rows, choose_order
 from sfhzoo.likelihood.options import Options
 from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.posterior import Observed, Parameter, Posterior
@@ -166,7 +166,8 @@ def _prepare(
     )
     rest = spectrum.wave_obs / (1 + redshift)
     fwhm = np.interp(rest, grid.wave, grid.resolution_fwhm)
-    outside = (rest < grid.wave[1]) | (rest > grid.wave[-2]) | (fwhm >= COARSE_FWHM)
+    outside = (rest < grid.wave[1]) | (rest > grid.wave[-2])
+    outside |= is_coarse(fwhm, rest, spectrum.lsf_sigma)
     reasons = {**reasons, "outside the grid": outside}
     used, ivar = mask & ~outside, spectrum.ivar
     if allow_no_data and not used.any() and not outside.all():
@@ -314,9 +315,8 @@ def _predict(spectrum: Spectrum, setup: _Setup, draws: Draws) -> NDArray[np.floa
         rows = calc_calibration_rows(
             wave, (used_wave[0], used_wave[-1]), problem.calibration_order
         )
-        reference = calc_smooth_flux(problem.flux, problem.ivar).numpy()
         c = draws.state[:, d + nuisance.N_NUISANCE :].numpy()
-        flux = flux + c @ (rows * np.interp(wave, used_wave, reference))
+        flux = flux * (1 + c @ rows)
     predicted = np.full((len(flux), len(spectrum.wave_obs)), np.nan)
     predicted[:, ~setup.reasons["outside the grid"]] = flux
     return predicted

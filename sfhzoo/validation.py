@@ -32,12 +32,12 @@ from sfhzoo.diagnostics import coverage, mocks, scorecard
 from sfhzoo.diagnostics.figures import plot_all
 from sfhzoo.diagnostics.mocks import Mock
 from sfhzoo.diagnostics.scorereport import format_report
+from sfhzoo.engines import find_matching_network
 from sfhzoo.errors import SamplingError, SfhzooError
 from sfhzoo.posterior import PERCENTILES, Posterior
 from sfhzoo.zoo.artifacts import (
     DEFAULT_GRID,
     DEFAULT_PRIOR,
-    find_posterior_network,
     identity_of,
     load_grid,
     load_prior,
@@ -52,13 +52,17 @@ QUICK_MOCKS, QUICK_SAMPLES = 60, 150
 
 @dataclass(frozen=True)
 class Run:
-    """What is validated: names or paths of prior and grid, sampler, samples per fit, seed."""
+    """What is validated: names or paths of prior and grid, sampler, samples per fit, seed.
+
+    network : directory of a posterior network; None for the one on this disk
+    """
 
     prior: str = DEFAULT_PRIOR
     grid: str = DEFAULT_GRID
     sampler: str = "auto"
     samples: int = 400
     seed: int = 0
+    network: str | None = None
 
 
 class Fitter:
@@ -71,14 +75,14 @@ class Fitter:
         self.identity = self._calc_identity()
 
     def _calc_identity(self) -> dict[str, Any]:
-        network = find_posterior_network(self.prior.name, self.grid.name)
+        network = self.run.network or find_matching_network(self.prior, self.grid)
         return {
             "sfhzoo": __version__,
             "prior": {"name": self.prior.name, "sha256": self.prior.sha256},
             "grid": {"name": self.grid.name, "sha256": self.grid.sha256},
-            "posterior_network": identity_of(network) if network else None,
+            "posterior_network": identity_of(Path(network)) if network else None,
             "mocks": self.file.sha256,
-            **{k: v for k, v in asdict(self.run).items() if k not in ("prior", "grid")},
+            **{k: v for k, v in asdict(self.run).items() if k in ("sampler", "samples", "seed")},
         }
 
     @property
@@ -91,7 +95,7 @@ class Fitter:
     def notes(self) -> list[str]:
         """What the reader of the result should know."""
         theirs = self.file.attributes["training_set"]
-        if self.prior.config["training_set"]["sha256"] == theirs["sha256"]:
+        if self.prior.training_set == theirs["sha256"]:
             return []
         return [
             f"the mocks are galaxies of {theirs['name']}, not of the population that "
@@ -109,7 +113,7 @@ class Fitter:
             spectrum = mocks.make_spectrum(mock, self.grid, self.prior.bins)
             posterior = inference.infer(
                 spectrum, self.prior, self.grid, samples=self.run.samples,
-                sampler=self.run.sampler, seed=seed,  # type: ignore[arg-type]
+                sampler=self.run.sampler, network=self.run.network, seed=seed,  # type: ignore[arg-type]
             )  # fmt: skip
         # whatever the numerics of one galaxy throw must not end the run
         except (SfhzooError, ArithmeticError, RuntimeError, ValueError, IndexError) as e:

@@ -87,7 +87,7 @@ def make_observation(seed=11, snr=50.0, a_v=0.4, sigma_v=150.0, velocity=20.0, *
     return model, truth[0], flux, error, flux + error * noise
 
 
-def make_likelihood(model, flux, error, span=None, **calibration):
+def make_likelihood(model, flux, error, span=None):
     sfr = torch.from_numpy(make_histories(200, 5)[0].mean(0))
     return CompressedLikelihood(
         model,
@@ -97,7 +97,6 @@ def make_likelihood(model, flux, error, span=None, **calibration):
         span or Span((0.2, 0.6), (120.0, 180.0), (-30.0, 60.0)),
         sfr,
         torch.Generator().manual_seed(3),
-        **calibration,
     )
 
 

@@ -21,6 +21,7 @@ from galaxies import (
     make_normal_prior,
     make_observation,
     make_scaling,
+    make_states,
     make_x,
 )
 from scipy.stats import kstest
@@ -262,6 +263,21 @@ def test_wrong_errors_are_found_outside_the_span(sampler, factor):
     found = calc_span_scale(problem, sampler._view(problem).functionals, columns)
     # the small basis of this test leaves some of the model outside; 600 pixels know f to 3 %
     assert found == pytest.approx(factor, rel=0.15)
+
+
+def test_the_calibration_multiplies_lines_with_little_of_the_noise():
+    """Its reference: the data smoothed by what the draws allow."""
+    problem, truth = make_problem(calibration_order=3)
+    clean = make_problem(noisy=False)[0].flux
+    draws = make_states(300, 31, (0.2, 0.6), (130.0, 170.0), (0.0, 40.0))
+    generator = torch.Generator().manual_seed(3)
+    draws[:, :128] = truth[:128] + 0.2 * torch.randn((300, 128), generator=generator).double()
+    likelihood = update_module._build_likelihood(problem, 1.0, draws, generator)
+    reference = update_module._calc_expected_flux(problem, likelihood, draws)
+    rms = lambda flux: float(((flux - clean) ** 2 * problem.ivar).mean().sqrt())  # noqa: E731
+    assert rms(problem.flux) == pytest.approx(1.0, abs=0.1)
+    assert rms(calc_smooth_flux(problem.flux, problem.ivar)) > 1.0
+    assert rms(reference) < 0.3
 
 
 # ---- diagnostics --------------------------------------------------------------------------------

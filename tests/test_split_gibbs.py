@@ -191,10 +191,9 @@ def test_memory_and_drift_tell_a_chain_that_moves_from_one_that_does_not():
 def curved():
     """(likelihood, states [5, 131], error): with a calibration polynomial of three orders."""
     model, _, flux, error, y = make_observation(snr=50.0)
-    of = make_likelihood(model, y, error, calibration_order=3, reference=flux)
-    rows = of.calibration @ of.basis
+    of = make_likelihood(model, y, error).calibrated(flux, 3)
     states = make_states(5, 21, (0.3, 0.5), (130.0, 170.0), (0.0, 40.0))
-    return CurvedLikelihood(of, 0.02 * rows.T, calc_noise_scale(of)), states
+    return CurvedLikelihood(of, 0.02, calc_noise_scale(of)), states
 
 
 def test_the_jacobian_is_exact_at_every_states_own_dust(curved):

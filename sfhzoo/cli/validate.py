@@ -31,6 +31,11 @@ def default_workers() -> int:
     help="As for infer.",
 )
 @click.option(
+    "--network",
+    type=click.Path(exists=True, file_okay=False),
+    help="Directory of a posterior network [default: the newest one on this disk].",
+)
+@click.option(
     "--quick",
     is_flag=True,
     help="60 mocks of 150 samples in under five minutes; wider thresholds.",
@@ -57,6 +62,7 @@ def validate_command(
     prior: str,
     grid: str,
     sampler: str,
+    network: str | None,
     quick: bool,
     n_mocks: int | None,
     samples: int | None,
@@ -75,9 +81,8 @@ def validate_command(
     from sfhzoo import validation
     from sfhzoo.diagnostics.scorereport import format_report, format_verdict
 
-    run = validation.Run(
-        prior, grid, sampler, samples or (validation.QUICK_SAMPLES if quick else 400), seed
-    )
+    samples = samples or (validation.QUICK_SAMPLES if quick else 400)
+    run = validation.Run(prior, grid, sampler, samples, seed, network)
     target = out or Path(f"{Path(prior).name}.validation")
     say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
     metrics = validation.validate(

@@ -7,12 +7,12 @@ data y (flux / error) and pixels P >> R:
     chi²(state) = | Q^T y - S(state) |² + | y - Q Q^T y |²
 
 S, its templates and Jacobian have R numbers per spectrum. Dust is smooth over a line width, so it
-commutes with the velocities; A_V and sigma_v are then interpolated by polynomials between exact
-nodes that span what the posterior needs, the velocity offset by a parabola. How much chi² all this
-loses is measured on the final samples (`calc_loss`), not assumed.
+is applied after the velocities, at the mean one; A_V and sigma_v are then interpolated by
+polynomials between exact nodes that span what the posterior needs, the velocity offset by a
+parabola. How much chi² all this loses is measured on the final samples (`calc_loss`), not assumed.
 
 The state is (x, u, c): standardised history, nuisance coordinates, calibration coefficients. The
-calibration polynomial, sum_n c_n P_n(t), multiplies a reference spectrum: it is linear in c.
+calibration polynomial, sum_n c_n P_n(t), multiplies a reference spectrum: S is linear in c.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from sfhzoo.forward.dust import calc_attenuation, calc_calzetti_curve
+from sfhzoo.forward.attenuation import calc_attenuation, calc_calzetti_curve
 from sfhzoo.forward.model import ForwardModel, calc_spectrum
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood import nuisance
@@ -31,7 +32,7 @@ from sfhzoo.likelihood.calibration import calc_calibration_rows
 from sfhzoo.likelihood.interpolation import Polynomial, count_nodes
 from sfhzoo.likelihood.linearised import LinearisedHistories, linearise_histories
 from sfhzoo.likelihood.nuisance import N_NUISANCE, Nuisance
-from sfhzoo.units import LN10
+from sfhzoo.units import LN10, SPEED_OF_LIGHT
 
 MIN_FREEDOM = 50
 """Pixels beyond the model's span that are needed to estimate the factor on the errors."""
@@ -62,9 +63,11 @@ class CompressedLikelihood:
     scaling : of the prior's x
     span : where S must be accurate
     typical_sfr : [bin] Msun/yr, weights the templates when the basis is chosen
-    calibration_order : highest Legendre order of the calibration polynomial; 0 = none
-    reference : [wave] spectrum the polynomial multiplies; needed when the order is > 0
     generator : for the random probes of the templates' span
+
+    Attributes
+    ----------
+    columns : [wave, order] calibration polynomials times the reference, over the errors
     """
 
     def __init__(
@@ -76,8 +79,6 @@ class CompressedLikelihood:
         span: Span,
         typical_sfr: Tensor,
         generator: torch.Generator,
-        calibration_order: int = 0,
-        reference: Tensor | None = None,
     ) -> None:
         self.model, self.scaling, self.ivar = model, scaling, ivar
         self.n_bins = model.templates.shape[0]
@@ -90,12 +91,11 @@ class CompressedLikelihood:
         self.velocity_step = max(0.5 * (span.velocity[1] - span.velocity[0]), 1.0)
         spectra, coefficients = _factorise(model.templates.flatten(0, 1))
         kinematic = self._kinematic_spectra(spectra, weight)
-        rest = model.wave_obs / (1 + model.redshift)
+        rest = model.wave_obs / (1 + model.redshift) / (1 + self.velocity_centre / SPEED_OF_LIGHT)
         curve = torch.from_numpy(calc_calzetti_curve(rest))
         dust = [calc_attenuation(a, curve) for a in self.a_v.nodes]
-        polynomials = self._calibration(calibration_order, reference, weight)
         light = coefficients * _light(typical_sfr, len(model.nodes))[:, None]
-        self.basis = self._choose_basis(kinematic, light, dust, polynomials, generator)
+        self.basis = self._choose_basis(kinematic, light, dust, generator)
         self.y = self.basis @ self.whitened
         self.outside = float((self.whitened**2).sum() - (self.y**2).sum())
         project = lambda t, d: coefficients @ ((t * d) @ self.basis.T)  # noqa: E731
@@ -110,9 +110,37 @@ class CompressedLikelihood:
         stacked = torch.cat([templates, torch.stack(of_velocity)], dim=1)
         self.stacked = stacked.permute(2, 0, 1, 3).flatten(1).contiguous()
         self.by_mix = stacked.flatten(0, 1).flatten(1)
-        self.calibration = polynomials @ self.basis.T
-        self.n_calibration = len(polynomials)
         self.rank = len(self.basis)
+        self.columns = torch.zeros(len(flux), 0, dtype=torch.float64)
+        self.calibration = torch.zeros(0, self.rank, dtype=torch.float64)
+
+    def calibrated(self, reference: Tensor, order: int) -> CompressedLikelihood:
+        """With a calibration polynomial of that order, which multiplies `reference` [wave].
+
+        The reference needs the galaxy's lines and little noise. Without lines (smoothed data)
+        they would seem to tell calibration from dust, and A_V come out with half its error; the
+        noise of the data themselves does the opposite.
+        """
+        wave = self.model.wave_obs
+        rows = torch.from_numpy(calc_calibration_rows(wave, (wave[0], wave[-1]), order))
+        other = copy(self)
+        other.columns = (rows * reference * self.ivar.sqrt()).T
+        # templates lie in the span of the basis, so they have no part along what is added
+        added = torch.linalg.qr(torch.cat([self.basis.T, other.columns], 1))[0][:, self.rank :].T
+        other.basis = torch.cat([self.basis, added])
+        other.y = other.basis @ self.whitened
+        other.outside = float((self.whitened**2).sum() - (other.y**2).sum())
+        other.calibration = other.columns.T @ other.basis.T
+        other.rank = len(other.basis)
+        for name in ("stacked", "by_mix"):
+            own = getattr(self, name)
+            padded = pad(own.view(-1, self.rank), (0, len(added)))
+            setattr(other, name, padded.view(len(own), -1))
+        return other
+
+    @property
+    def n_calibration(self) -> int:
+        return len(self.calibration)
 
     def marginal(self, transform: Tensor) -> CompressedLikelihood:
         """S seen through `transform` [r, R]; its states have no calibration coefficients.
@@ -126,7 +154,7 @@ class CompressedLikelihood:
         n_mix = len(self.by_mix)
         other.by_mix = (self.by_mix.view(n_mix, -1, self.rank) @ transform.T).view(n_mix, -1)
         other.calibration = self.calibration.new_zeros(0, len(transform))
-        other.n_calibration, other.rank = 0, len(transform)
+        other.rank = len(transform)
         return other
 
     @property
@@ -148,20 +176,9 @@ class CompressedLikelihood:
         up, down = seen(middle, v0 + step), seen(middle, v0 - step)
         return _Kinematic(at, (up - down) / (2 * step), (up + down - 2 * here) / step**2)
 
-    def _calibration(self, order: int, reference: Tensor | None, weight: Tensor) -> Tensor:
-        """Whitened P_n * reference [order, wave] for n = 1 ... order."""
-        wave = self.model.wave_obs
-        if order == 0:
-            return torch.zeros(0, len(wave), dtype=torch.float64)
-        if reference is None:
-            raise ValueError("a calibration polynomial needs a reference spectrum")
-        rows = calc_calibration_rows(wave, (wave[0], wave[-1]), order)
-        return torch.from_numpy(rows) * reference * weight
-
     def _choose_basis(
-        self, kinematic: _Kinematic, light: Tensor, dust: list[Tensor], polynomials: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:  # fmt: skip
+        self, kinematic: _Kinematic, light: Tensor, dust: list[Tensor], generator: torch.Generator
+    ) -> Tensor:
         """Orthonormal rows [component, wave] that hold all templates up to `TOLERANCE` in chi².
 
         Random combinations of templates, each in proportion to the light it may give, find the
@@ -175,7 +192,7 @@ class CompressedLikelihood:
             for kind in kinds:
                 mix = torch.randn((per_kind, len(light)), generator=generator, dtype=torch.float64)
                 probes.append(((mix @ light) @ kind) * d)
-        rows = torch.cat([*probes, polynomials * 0.1])
+        rows = torch.cat(probes)
         values, axes = torch.linalg.eigh(rows @ rows.T)
         rest = values.clamp(min=0).cumsum(0) / len(rows)
         rank = max(int((rest > TOLERANCE).sum()), 8)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, nnls
+from torch import Tensor
 
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.problem import Problem
@@ -25,12 +27,13 @@ HIGHEST = np.array([nuisance.A_V_MAX, nuisance.SIGMA_V_RANGE[1], nuisance.VELOCI
 
 
 class Profile(NamedTuple):
-    """Best-fitting dust and kinematics (mag, km/s, km/s), and the chi² there."""
+    """Best-fitting dust and kinematics (mag, km/s, km/s), and chi² and flux [wave] there."""
 
     a_v: float
     sigma_v: float
     velocity: float
     chi2: float
+    flux: Tensor
 
 
 def fit_profile(
@@ -60,14 +63,19 @@ def fit_profile(
         trial[free] += z * scale[free]
         return trial
 
+    def fit_at(inside: NDArray[np.float64]) -> tuple[Tensor, float]:
+        """Best flux [wave] and its chi² with dust and kinematics given."""
+        spectra = problem.model.observe(templates, *inside.tolist())
+        design = spectra * weight
+        # bins after the observation are dark; nnls wants columns of similar size
+        norm = design.norm(dim=1).clamp(min=1e-300)
+        amount, residual = nnls((design / norm[:, None]).numpy().T, y)
+        return (torch.from_numpy(amount) / norm) @ spectra, float(residual) ** 2
+
     def chi2_of(z: NDArray[np.float64]) -> float:
         trial = place(z)
         inside = np.clip(trial, LOWEST, HIGHEST)
-        design = problem.model.observe(templates, *inside.tolist()) * weight
-        # bins after the observation are dark; nnls wants columns of similar size
-        norm = design.norm(dim=1).clamp(min=1e-300)
-        residual = nnls((design / norm[:, None]).numpy().T, y)[1]
-        return float(residual**2 + 100 * (((trial - inside) / scale) ** 2).sum())
+        return fit_at(inside)[1] + float(100 * (((trial - inside) / scale) ** 2).sum())
 
     z = np.zeros(len(free))
     if free:
@@ -75,11 +83,11 @@ def fit_profile(
         options = {"maxfev": max_evaluations, "xatol": 0.02, "fatol": 0.5,
                    "initial_simplex": simplex}  # fmt: skip
         found = minimize(chi2_of, z, method="Nelder-Mead", options=options)
-        z, chi2 = found.x, float(found.fun)
-    else:
-        chi2 = chi2_of(z)
-    a_v, sigma_v, velocity = np.clip(place(z), LOWEST, HIGHEST).tolist()
-    return Profile(a_v, sigma_v, velocity, chi2)
+        z = found.x
+    best = np.clip(place(z), LOWEST, HIGHEST)
+    flux, chi2 = fit_at(best)
+    a_v, sigma_v, velocity = best.tolist()
+    return Profile(a_v, sigma_v, velocity, chi2, flux)
 
 
 def calc_error_scale(chi2: float, n_pixels: int) -> float:

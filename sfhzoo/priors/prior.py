@@ -31,6 +31,7 @@ class Prior:
     def __init__(self, network: nn.Module, config: dict[str, Any], sha256: str = "") -> None:
         self.config, self.sha256 = config, sha256
         self.name: str = config["name"]
+        self.training_set: str = config.get("training_set", {}).get("sha256", "unknown")
         self.schedule = NoiseSchedule.from_dict(config["sde"])
         self.scaling = HistoryScaling.from_dict(config["scaling"])
         self.bins = TimeBins(config["cosmology"], config["n_bins"])

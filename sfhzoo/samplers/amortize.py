@@ -183,7 +183,7 @@ def amortize(
     Raises Incompatible when the training set is not the prior's.
     """
     prior, grid, data = load_prior(prior_name), load_grid(grid_name), load(training_set)
-    expected = prior.config["training_set"]["sha256"]
+    expected = prior.training_set
     if data.sha256 != expected:
         raise Incompatible(
             f"{training_set}: expected the training set of {prior.name}, sha256 {expected}, "

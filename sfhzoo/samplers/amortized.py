@@ -85,9 +85,9 @@ class AmortizedSampler:
         start_nfe, watch = self.network.nfe, Stopwatch()
         with watch("view"):
             view = self._view(problem)
-            columns = calc_calibration_columns(problem)
             scale = 1.0
             if problem.fit_error_scale:
+                columns = calc_calibration_columns(problem)
                 scale = calc_span_scale(problem, view.functionals, columns)
         net = self.network.network
         basis = net.basis.double()
@@ -99,10 +99,12 @@ class AmortizedSampler:
                 blunt = self._look(problem, view, scale, n_moved, generator)
             pick = torch.randperm(len(blunt.state), generator=generator)[:n_moved]
             fit_scale = problem.fit_error_scale and rounds == 1
-            moved = update(problem, columns, blunt, pick, population, fit_scale, generator, watch)
+            moved = update(problem, blunt, pick, population, fit_scale, generator, watch)
             span_scale = span_scale or moved.scale
             keep, n_replaced = _select(moved, n, generator)
-            c, chi2 = fit_calibration(problem, moved.flux[keep], columns, moved.scale, generator)
+            c, chi2 = fit_calibration(
+                problem, moved.flux[keep], moved.columns, moved.scale, generator
+            )
             misfit = float(chi2.median()) / len(problem.flux) / moved.scale**2
             if rounds == MAX_ROUNDS or misfit < MAX_MISFIT or not problem.fit_error_scale:
                 break

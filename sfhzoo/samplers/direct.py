@@ -11,11 +11,7 @@ from torch import Tensor
 
 from sfhzoo.errors import SamplingError
 from sfhzoo.likelihood import nuisance
-from sfhzoo.likelihood.calibration import (
-    calc_calibration_columns,
-    calc_smooth_flux,
-    fit_calibration,
-)
+from sfhzoo.likelihood.calibration import fit_calibration
 from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
 from sfhzoo.likelihood.nuisance import N_NUISANCE
 from sfhzoo.likelihood.problem import Draws, Problem, draw_error_scale
@@ -32,14 +28,15 @@ SCALE_RANGE = (0.3, 100.0)
 
 @dataclass(frozen=True)
 class Setup:
-    """A problem with its calibration columns, where u starts, and which coordinates are free.
+    """A problem, where u starts, and which coordinates are free.
 
-    centre : u of the best fit of non-negative templates [3]; None without data
+    reference : best fit of non-negative templates [wave]; the calibration multiplies it
+    centre : its u [3]; None without data
     free : [2 bin + 3] bool
     """
 
     problem: Problem
-    columns: Tensor
+    reference: Tensor
     centre: Tensor | None
     free: Tensor
 
@@ -48,11 +45,11 @@ class Setup:
         """Fits dust and kinematics to begin with."""
         free = torch.ones(2 * problem.n_bins + N_NUISANCE, dtype=torch.bool)
         free[-N_NUISANCE:] = problem.fixed_coordinates().isnan()
-        centre = None
-        if bool((problem.ivar > 0).any()):
-            values = (torch.tensor(v, dtype=torch.float64) for v in fit_profile(problem)[:3])
-            centre = nuisance.to_coordinates(*values)
-        return cls(problem, calc_calibration_columns(problem), centre, free)
+        if not bool((problem.ivar > 0).any()):
+            return cls(problem, torch.zeros_like(problem.flux), None, free)
+        found = fit_profile(problem)
+        values = (torch.tensor(v, dtype=torch.float64) for v in found[:3])
+        return cls(problem, found.flux, nuisance.to_coordinates(*values), free)
 
     @property
     def d(self) -> int:
@@ -85,15 +82,17 @@ class Setup:
         """
         problem = self.problem
         sfr = problem.scaling.from_x(state[:, : self.d].view(-1, 2, problem.n_bins)).sfr
-        order = problem.calibration_order
-        reference = calc_smooth_flux(problem.flux, problem.ivar) if order else None
         compressed = CompressedLikelihood(
             problem.model, problem.flux, problem.ivar, problem.scaling,
-            span_of(state[:, self.d :], 2.0), sfr.median(0).values, generator, order, reference,
-        )  # fmt: skip
+            span_of(state[:, self.d :], 2.0), sfr.median(0).values, generator,
+        ).calibrated(self.reference, problem.calibration_order)  # fmt: skip
         if scale is None:
             scale = calc_noise_scale(compressed) if problem.fit_error_scale else 1.0
-        return CurvedLikelihood(compressed, self.columns, scale)
+        return self.curve(compressed, scale)
+
+    def curve(self, compressed: CompressedLikelihood, scale: float) -> CurvedLikelihood:
+        """The likelihood with the calibration in its noise and another factor on the errors."""
+        return CurvedLikelihood(compressed, self.problem.calibration_rms, scale)
 
 
 def calc_noise_scale(likelihood: CompressedLikelihood) -> float:
@@ -125,7 +124,7 @@ def finish(
         losses.append(likelihood.full.calc_loss(state, spectra[-1]))
     flux, loss = torch.cat(spectra), torch.cat(losses)
     scale = parts[0][0].scale
-    c, chi2 = fit_calibration(problem, flux, setup.columns, scale, generator)
+    c, chi2 = fit_calibration(problem, flux, parts[0][0].columns, scale, generator)
     noise = calc_noise_scale(parts[0][0].full) if problem.fit_error_scale else 1.0
     ratio = float(chi2.median()) / (n_pixels * noise**2)
     if not ratio < MAX_CHI2_RATIO:

@@ -42,14 +42,14 @@ class CurvedLikelihood:
 
     Parameters
     ----------
-    of : its basis must hold R
-    columns : R [wave, order], whitened calibration errors times their standard deviations
+    of : its `columns`, times their standard deviation, are R
+    calibration_rms : that standard deviation
     scale : factor f on the errors
     """
 
-    def __init__(self, of: CompressedLikelihood, columns: Tensor, scale: float) -> None:
-        self.scale = scale
-        seen = of.basis @ columns
+    def __init__(self, of: CompressedLikelihood, calibration_rms: float, scale: float) -> None:
+        self.scale, self.columns = scale, calibration_rms * of.columns
+        seen = of.basis @ self.columns
         eye = torch.eye(of.rank, dtype=seen.dtype)
         noise = self.scale**2 * eye + seen @ seen.T
         transform = torch.linalg.inv(torch.linalg.cholesky(noise))

@@ -154,7 +154,7 @@ def build_scaled(setup: Setup, prior: Prior, generator: torch.Generator) -> Curv
         if abs(ratio - 1) < 0.1:
             break
         scale = clip_scale(likelihood.scale * ratio**0.5)
-        likelihood = CurvedLikelihood(likelihood.full, setup.columns, scale)
+        likelihood = setup.curve(likelihood.full, scale)
     return likelihood
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfhzoo.forward.attenuation import calc_calzetti_curve
 from sfhzoo.forward.csp import calc_age_weights, calc_metallicity_weights
-from sfhzoo.forward.dust import calc_calzetti_curve
 from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood import nuisance
@@ -46,8 +46,10 @@ class Domain:
     """most objects lie below it, seen from 3800 to 9200 Å as SDSS does"""
     survey_share: float = 0.75
     survey_wave: tuple[float, float] = (3800.0, 9200.0)
-    snr: tuple[float, float] = (2.0, 200.0)
-    """median per 138 km/s pixel"""
+    snr: tuple[float, float] = (0.1, 200.0)
+    """median per 138 km/s pixel, log-uniform on either side of `survey_snr`"""
+    survey_snr: float = 2.0
+    bright_share: float = 0.8
     lsf_extra: tuple[float, float] = (0.0, 250.0)
     calibration: tuple[float, float] = (0.0, 0.04)
     min_segments: int = 8
@@ -155,8 +157,10 @@ class Simulator:
         d, n = self.domain, len(truth)
         means = truth.view(n, N_SEGMENTS, -1).mean(2)
         typical = (means * covered).sum(1) / covered.sum(1).clamp(min=1)
-        lo, hi = math.log(d.snr[0]), math.log(d.snr[1])
-        snr = torch.exp(lo + (hi - lo) * torch.rand(n, generator=generator))
+        ends = torch.tensor([d.snr[0], d.survey_snr, d.snr[1]]).log()
+        bright = (torch.rand(n, generator=generator) < d.bright_share).long()
+        share = torch.rand(n, generator=generator)
+        snr = torch.exp(torch.lerp(ends[bright], ends[bright + 1], share))
         position = torch.linspace(-1, 1, N_SEGMENTS)
         tilt = 0.5 * torch.randn(n, 1, generator=generator) * position
         first = covered.float().argmax(1, keepdim=True)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfhzoo.likelihood.calibration import calc_smooth_flux
 from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
 from sfhzoo.likelihood.nuisance import N_NUISANCE
 from sfhzoo.likelihood.problem import Problem
@@ -63,6 +62,7 @@ class Moved(NamedTuple):
     loss : chi² by which the compressed ones are wrong [sample]
     settled : whether a draw arrived [sample]
     scale : factor on the errors
+    columns : of the calibration polynomial, whitened by the file's errors [wave, order]
     rank, directions, builds : of the compressed likelihood
     """
 
@@ -72,6 +72,7 @@ class Moved(NamedTuple):
     loss: Tensor
     settled: Tensor
     scale: float
+    columns: Tensor
     rank: int
     directions: int
     builds: int
@@ -79,7 +80,6 @@ class Moved(NamedTuple):
 
 def update(
     problem: Problem,
-    columns: Tensor,
     blunt: Blunt,
     pick: Tensor,
     population: Tensor,
@@ -91,7 +91,6 @@ def update(
 
     Parameters
     ----------
-    columns : of the calibration polynomial, whitened by the file's errors [wave, order]
     pick : indices of the draws to move
     population : precision of the population's states [n_state, n_state]
     fit_scale : take the factor on the errors from the flux outside the span of all templates
@@ -104,6 +103,9 @@ def update(
         builds += 1
         with watch("likelihood"):
             likelihood = _build_likelihood(problem, scale, around, generator)
+            reference = _calc_expected_flux(problem, likelihood, around)
+            likelihood = likelihood.calibrated(reference, problem.calibration_order)
+            columns = problem.calibration_rms * scale * likelihood.columns
             ratio = _calc_scale_ratio(likelihood) if fit_scale else 1.0
             scale *= ratio
             functionals = blunt.functionals / scale
@@ -130,7 +132,9 @@ def update(
             rank, directions = likelihood.rank, len(turn)
             offset = polished.state - anchors
             shift = ((offset @ precision) * offset).sum(1)
-            return Moved(polished, shift, flux, loss, arrived, scale, rank, directions, builds)
+            return Moved(
+                polished, shift, flux, loss, arrived, scale, columns, rank, directions, builds
+            )
         around, initial = polished.state[settled], polished.state
 
 
@@ -140,9 +144,23 @@ def _build_likelihood(
     x, u = split_state(state, problem.n_bins)
     return CompressedLikelihood(
         problem.model, problem.flux, problem.ivar / scale**2, problem.scaling, span_of(u),
-        problem.scaling.from_x(x).sfr.mean(0), generator, problem.calibration_order,
-        calc_smooth_flux(problem.flux, problem.ivar),
+        problem.scaling.from_x(x).sfr.mean(0), generator,
     )  # fmt: skip
+
+
+def _calc_expected_flux(
+    problem: Problem, likelihood: CompressedLikelihood, state: Tensor
+) -> Tensor:
+    """Spectrum [wave] expected from draws and data: linear-Gaussian, calibration marginalised."""
+    predicted = likelihood.predict(state)
+    mean = predicted.mean(0)
+    weight = likelihood.ivar.sqrt()
+    rough = likelihood.calibrated((mean @ likelihood.basis) / weight, problem.calibration_order)
+    seen = problem.calibration_rms * rough.calibration[:, : likelihood.rank]
+    covariance = torch.cov(predicted.T)
+    noise = torch.eye(likelihood.rank, dtype=mean.dtype) + seen.T @ seen
+    gain = torch.linalg.solve(covariance + noise, likelihood.y - mean)
+    return ((mean + covariance @ gain) @ likelihood.basis) / weight
 
 
 def _calc_scale_ratio(likelihood: CompressedLikelihood) -> float:
