@@ -157,7 +157,7 @@ def test_no_overlap_with_the_grid_names_the_ranges_of_both(fails, here):
     ("option", "wrong", "closest"),
     [
         ("--prior", "difstarpop-tng-v1", DEFAULT_PRIOR),
-        ("--prior", "tng", DEFAULT_PRIOR),
+        ("--prior", "tng", "tng50-v1"),
         ("--grid", "bc03-mils-v1", "bc03-miles-v1"),
     ],
 )

@@ -18,16 +18,30 @@ from sfhzoo.errors import SfhzooError
 _COMMANDS = {
     "infer": ("sfhzoo.cli.infer", "infer_command", "Posterior SFH and metallicity of a spectrum."),
     "example": ("sfhzoo.cli.infer", "example_command", "Path of the bundled SDSS spectrum."),
+    "list": ("sfhzoo.cli.zoo", "list_command", "What is in the zoo, and what is on this disk."),
+    "show": ("sfhzoo.cli.zoo", "show_command", "The card of an artifact: what it is, how good."),
+    "pull": ("sfhzoo.cli.zoo", "pull_command", "Fetch and verify artifacts."),
+    "path": ("sfhzoo.cli.zoo", "path_command", "Where an artifact is on this disk."),
+    "verify": ("sfhzoo.cli.zoo", "verify_command", "Check artifacts on this disk."),
+    "remove": ("sfhzoo.cli.zoo", "remove_command", "Delete pulled artifacts."),
+    "cite": ("sfhzoo.cli.zoo", "cite_command", "BibTeX of artifacts."),
+    "publish": ("sfhzoo.cli.zoo", "publish_command", "Publish an artifact on the Hub."),
     "train": ("sfhzoo.cli.train", "train_command", "Train a prior from a recipe."),
+    "import-checkpoint": (
+        "sfhzoo.cli.import_checkpoint",
+        "import_command",
+        "Make a prior of a checkpoint of score_models.",
+    ),
     "amortize": ("sfhzoo.cli.train", "amortize_command", "Train a posterior network."),
     "validate": (
         "sfhzoo.cli.validate",
         "validate_command",
         "Coverage and recovery on mock observations.",
     ),
-    "grid": ("sfhzoo.cli.grid", "grid_group", "Grids of stellar populations: build, show."),
+    "grid": ("sfhzoo.cli.grid", "grid_group", "Stellar populations: build, show, check, compare."),
     "simulation": ("sfhzoo.cli.simulation", "simulation_group", "Training sets: build, check."),
     "prior": ("sfhzoo.cli.prior", "prior_group", "Priors: evaluate."),
+    "doctor": ("sfhzoo.cli.doctor", "doctor_command", "Check this installation."),
 }
 
 _EXTRAS = {
@@ -36,6 +50,8 @@ _EXTRAS = {
     "dsps": "simulations",
     "jax": "simulations",
     "bagpipes": "grids",
+    "fsps": "grids",
+    "pst": "grids",
     "sklearn": "validate",
 }
 """The optional dependencies that bring each package."""

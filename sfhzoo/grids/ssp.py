@@ -10,10 +10,9 @@ Computational Science 1, 713), which is what makes it small; what is read equals
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zipfile
-import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,28 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfhzoo.errors import ArtifactError, GridError, Incompatible
+from sfhzoo.errors import GridError
+from sfhzoo.zoo.archives import UNREADABLE, check_zarr_zip, damaged
 
 FORMAT_VERSION = 1
 _ARRAYS = ("logzsol", "age", "wave", "flux", "surviving_mass_fraction", "resolution_fwhm", "valid")
-# blosc would be smaller, but its decoder crashes the process on forged chunks
-_CODECS = {"bytes", "zstd", "crc32c"}
-_MAX_BYTES = 4 * 2**30
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _WAVE_CHUNK = 2048
 _ZSTD_LEVEL = 19
-_UNREADABLE = (
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    MemoryError,
-    OSError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What zipfile, zarr and zstd raise on damaged input (NotImplementedError as RuntimeError)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +101,17 @@ class SSPGrid:
                     f"grid {self.name!r}: expected finite `{name}`, got NaN or infinity; the "
                     "file is damaged or the engine failed: fetch or build it again"
                 )
-        for name in ("flux", "surviving_mass_fraction"):
-            if np.min(getattr(self, name)) < 0:
-                raise GridError(
-                    f"grid {self.name!r}: expected `{name}` >= 0, got "
-                    f"{np.min(getattr(self, name))}; rebuild the grid"
-                )
+        if np.min(self.flux) < 0:
+            raise GridError(
+                f"grid {self.name!r}: expected `flux` >= 0, got {np.min(self.flux)}; "
+                "rebuild the grid"
+            )
+        mass = self.surviving_mass_fraction
+        if np.min(mass) <= 0 or np.max(mass) > 1:
+            raise GridError(
+                f"grid {self.name!r}: expected `surviving_mass_fraction` in (0, 1], got "
+                f"{np.min(mass):.4g} to {np.max(mass):.4g}; rebuild the grid"
+            )
         if self.age[0] <= 0 or self.wave[0] <= 0 or not np.all(self.resolution_fwhm > 0):
             raise GridError(
                 f"grid {self.name!r}: expected positive ages, wavelengths and resolution, got "
@@ -150,12 +140,15 @@ class SSPGrid:
         from zarr.storage import ZipStore
 
         path = Path(path)
-        sha256 = _check_archive(path)
+        check_zarr_zip(path, _ARRAYS, FORMAT_VERSION)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         try:
             with ZipStore(path, mode="r") as store:
-                group = zarr.open_group(store, mode="r", zarr_format=3)
+                # consolidated metadata would bypass what was checked
+                group = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
                 attributes = dict(group.attrs)
-                arrays = {name: _open_whole(group, name, path) for name in _ARRAYS}
+                arrays: dict[str, Any] = {name: group[name] for name in _ARRAYS}
                 wave = arrays["wave"][:]
                 keep = _calc_slice(wave, wave_range)
                 fields = {
@@ -164,8 +157,8 @@ class SSPGrid:
                     else array[...]
                     for name, array in arrays.items()
                 }
-        except _UNREADABLE as error:
-            raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        except UNREADABLE as error:
+            raise damaged(path, f"{type(error).__name__}: {error}") from error
         attributes.pop("format_version")
         return cls(
             str(attributes.pop("name", path.name.removesuffix(".zarr.zip"))),
@@ -176,29 +169,46 @@ class SSPGrid:
 
     def write(self, path: str | Path) -> Path:
         """Write a `.zarr.zip`; the same grid gives the same bytes. Returns the path."""
-        import zarr
-        from zarr.codecs import ZstdCodec
         from zarr.storage import MemoryStore
 
         store = MemoryStore()
-        group = zarr.create_group(
-            store,
-            zarr_format=3,
-            attributes={"format_version": FORMAT_VERSION, "name": self.name, **self.attributes},
-        )
+        group = create_group(store, self.name, self.attributes)
         for name in _ARRAYS:
             values = np.ascontiguousarray(getattr(self, name))
-            array = group.create_array(
-                name,
-                shape=values.shape,
-                dtype=values.dtype,
-                chunks=(1, values.shape[1], _WAVE_CHUNK) if name == "flux" else values.shape,
-                compressors=ZstdCodec(level=_ZSTD_LEVEL),
-                config={"write_empty_chunks": True},
-            )
-            array[...] = values
+            create_array(group, name, values.shape, values.dtype)[...] = values
         content = {key: value.to_bytes() for key, value in store._store_dict.items()}
-        return _write_zip(Path(path), content)
+        return write_zip(Path(path), sorted(content.items()))
+
+
+def create_group(store: Any, name: str, attributes: dict[str, Any]) -> Any:
+    """The Zarr group of a new grid in an empty store."""
+    import zarr
+
+    return zarr.create_group(
+        store,
+        zarr_format=3,
+        attributes={"format_version": FORMAT_VERSION, "name": name, **attributes},
+    )
+
+
+def create_array(
+    group: Any, name: str, shape: tuple[int, ...], dtype: Any, level: int = _ZSTD_LEVEL
+) -> Any:
+    """An empty Zarr array of a grid's group, compressed with zstd of this level.
+
+    `flux` has a chunk for each metallicity and 2048 wavelengths, so that metallicities can be
+    written one by one and part of the spectrum can be read; the others are one chunk.
+    """
+    from zarr.codecs import ZstdCodec
+
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=(1, shape[1], _WAVE_CHUNK) if name == "flux" else shape,
+        compressors=ZstdCodec(level=level),
+        config={"write_empty_chunks": True},
+    )
 
 
 def calc_bit_rounded(values: NDArray[np.float32], keep_bits: int) -> NDArray[np.float32]:
@@ -225,74 +235,14 @@ def _calc_slice(wave: NDArray[np.float64], wave_range: tuple[float, float] | Non
     return slice(start, int(np.searchsorted(wave, wave_range[1], side="right")) + 1)
 
 
-def _damaged(path: Path, reason: str) -> ArtifactError:
-    reason = " ".join(reason.split())
-    return ArtifactError(
-        f"{path}: expected a grid (.zarr.zip with {', '.join(_ARRAYS)}), got a file that cannot "
-        f"be read ({reason}); fetch or build it again"
-    )
-
-
-def _check_archive(path: Path) -> str:
-    """sha256 of the file, after its metadata were found harmless."""
-    if not path.is_file():
-        raise ArtifactError(f"{path}: expected a grid file, got nothing there; check the path")
-    if not zipfile.is_zipfile(path):
-        raise _damaged(path, "not a whole zip archive")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            root = json.loads(archive.read("zarr.json"))
-            version = root["attributes"]["format_version"]
-            if version == FORMAT_VERSION:
-                members = {name: archive.read(f"{name}/zarr.json") for name in _ARRAYS}
-                metadata = {name: json.loads(content) for name, content in members.items()}
-    except _UNREADABLE as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    if version != FORMAT_VERSION:
-        raise Incompatible(
-            f"{path}: expected grid format {FORMAT_VERSION}, got {version!r}; "
-            "update sfhzoo or fetch another version of the grid"
-        )
-    _check_metadata(path, metadata)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_metadata(path: Path, metadata: dict[str, Any]) -> None:
-    """Refuse sizes, types and codecs that no grid has, before anything is allocated."""
-    n_bytes = 0
-    for name, array in metadata.items():
-        try:
-            shape = [int(n) for n in array["shape"]]
-            codecs = {codec["name"] for codec in array["codecs"]}
-            data_type = array["data_type"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, f"metadata of `{name}`: {error}") from error
-        if data_type not in ("float32", "float64", "bool"):
-            raise _damaged(path, f"`{name}` has type {data_type!r}")
-        if not codecs <= _CODECS:
-            raise _damaged(path, f"`{name}` uses codecs {sorted(codecs - _CODECS)}")
-        n_bytes += 8 * int(np.prod(shape, dtype=object))
-    if n_bytes > _MAX_BYTES:
-        raise _damaged(path, f"it claims {n_bytes / 2**30:.1f} GiB")
-
-
-def _open_whole(group: Any, name: str, path: Path) -> Any:
-    array = group[name]
-    # zarr fills chunks that are missing without a word
-    if array.nchunks_initialized != array.nchunks:
-        raise _damaged(path, f"`{name}` lacks chunks")
-    return array
-
-
-def _write_zip(path: Path, content: dict[str, bytes]) -> Path:
+def write_zip(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
     """An uncompressed zip without dates, written beside its place and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-        for key in sorted(content):
+        for key, content in members:
             entry = zipfile.ZipInfo(key, _ZIP_EPOCH)
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, content[key])
+            archive.writestr(entry, content)
     os.replace(part, path)
     return path

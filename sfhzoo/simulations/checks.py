@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfhzoo import histories as h
+from sfhzoo.errors import DataError
 from sfhzoo.simulations import trainingset
 from sfhzoo.units import Z_SUN
 from sfhzoo.zoo.artifacts import write_json
@@ -253,9 +254,15 @@ def check(path: str | Path, out_dir: str | Path) -> dict[str, Any]:
     """Compare the population of the training set at `path` with TNG100 and Gallazzi et al. 2005.
 
     Writes population.json, population.md and population.png into `out_dir`; returns the content
-    of the first. Raises ArtifactError when there is no training set at `path`.
+    of the first. Raises ArtifactError when there is no training set at `path`, DataError when it
+    has no halo masses.
     """
     data, out = trainingset.load(path), Path(out_dir)
+    if "log_halo_mass" not in data.galaxy:
+        raise DataError(
+            f"{path}: expected log_halo_mass (log10 Msun at z = 0), got {sorted(data.galaxy)}; "
+            "add the column to the table and build again"
+        )
     population = calc_population(data)
     tables = calc_table(population)
     result = {

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 from sfhzoo import __version__
 from sfhzoo.errors import ArtifactError, DataError
-from sfhzoo.simulations import diffstarpop
+from sfhzoo.simulations import diffstarpop, table
 from sfhzoo.timebins import TimeBins
 
 FORMAT_VERSION = 1
+ENGINES = {"diffstarpop": diffstarpop.generate, "table": table.generate}
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,14 @@ def _content_hash(arrays: list[NDArray[Any]]) -> str:
 def _collect(recipe: dict[str, Any], bins: TimeBins, progress: bool) -> dict[str, NDArray[Any]]:
     from tqdm import tqdm
 
-    n, chunks, done = int(recipe["n"]), [], 0
+    chunks, done = [], 0
+    n = int(recipe["n"]) if "n" in recipe else None
     with tqdm(total=n, unit="galaxy", disable=not progress) as bar:
-        for chunk in diffstarpop.generate(recipe, bins):
+        for chunk in ENGINES[recipe["engine"]](recipe, bins):
             chunks.append(chunk)
             done += len(chunk["sfr"])
-            bar.update(min(len(chunk["sfr"]), n - bar.n))
-            if done >= n:
+            bar.update(len(chunk["sfr"]) if n is None else min(len(chunk["sfr"]), n - bar.n))
+            if n is not None and done >= n:
                 break
     return {k: np.concatenate([c[k] for c in chunks])[:n] for k in chunks[0]}
 
@@ -97,9 +99,9 @@ def build(recipe_path: str | Path, out_path: str | Path, progress: bool = False)
     """
     recipe, out_path = read_recipe(recipe_path), Path(out_path)
     simulation = recipe.get("simulation", {})
-    if simulation.get("engine") != "diffstarpop":
+    if simulation.get("engine") not in ENGINES:
         raise DataError(
-            f"{recipe_path}: expected [simulation] engine = 'diffstarpop', "
+            f"{recipe_path}: expected [simulation] engine to be one of {list(ENGINES)}, "
             f"got {simulation.get('engine')!r}"
         )
     if out_path.exists():
@@ -114,7 +116,7 @@ def build(recipe_path: str | Path, out_path: str | Path, progress: bool = False)
         "edges_gyr": bins.edges.tolist(),
         "n_test": int(simulation["n_test"]),
         "sha256": _content_hash([data["sfr"], data["logzsol"]]),
-        "citation": diffstarpop.CITATION,
+        "citation": simulation.get("citation", diffstarpop.CITATION),
         "sfhzoo_version": __version__,
     }
     _write(out_path, data, attributes)
