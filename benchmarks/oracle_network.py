@@ -127,7 +127,7 @@ def sample(
     size = -(-n // N_GROUPS)
     view = View.of(a, trained.covariance)
     centred = y - a @ trained.mean
-    views = draw_views(centred, view.functionals, MAX_SNR, N_GROUPS, generator)
+    views = draw_views(centred, view.functionals, MAX_SNR, 0.0, N_GROUPS, generator)
     ln_noise = torch.full((N_GROUPS,), math.log(noise), dtype=torch.float64)
     features = view.features(views, ln_noise).repeat_interleave(size, 0)
     state = trained.network.draw(features, generator, STEPS).double()

@@ -44,11 +44,11 @@ class Case(NamedTuple):
     mean: torch.Tensor
     covariance: torch.Tensor
 
-    def given_view(self, first, max_snr):
+    def given_view(self, first, max_snr, extra):
         """Mean and covariance of p(m | t), by the textbook formula."""
         v, a = self.view, self.model.a
         m = v.T @ v
-        c = m + (v.T @ self.noise) @ (self.noise.T @ v) + m @ m / max_snr**2
+        c = (1 + extra) * m + (v.T @ self.noise) @ (self.noise.T @ v) + m @ m / max_snr**2
         gain = torch.linalg.solve(c, v.T @ a)
         covariance = torch.linalg.inv(self.prior + (v.T @ a).T @ gain)
         return covariance @ (gain.T @ (first - v.T @ self.model.b)), covariance
@@ -79,22 +79,22 @@ def case():
     return Case(model, y, noise, view, prior, mean, covariance)
 
 
-def fission_of(case, max_snr):
+def fission_of(case, max_snr, extra=0.0):
     """The split, and the model as its second part sees it."""
     rows = torch.cat([case.model.a, case.model.b[:, None], case.noise], dim=1)
     basis = torch.linalg.qr(rows)[0].T
-    fission = Fission(case.view, case.noise, basis, max_snr)
+    fission = Fission(case.view, case.noise, basis, max_snr, extra)
     through = fission.transform @ basis
     return fission, Linear(through @ case.model.a, through @ case.model.b)
 
 
-def run(case, max_snr, n, seed, groups=1, precision_of=None, perturb=1.0):
+def run(case, max_snr, n, seed, extra=0.0, groups=1, precision_of=None, perturb=1.0):
     """Draws [n, D]: exact p(m | t) draws for each of `groups` views, each polished."""
     g = torch.Generator().manual_seed(seed)
-    fission, model = fission_of(case, max_snr)
+    fission, model = fission_of(case, max_snr, extra)
     done = []
-    for first in draw_views(case.y, case.view, max_snr, groups, g):
-        mean, covariance = case.given_view(first, max_snr)
+    for first in draw_views(case.y, case.view, max_snr, extra, groups, g):
+        mean, covariance = case.given_view(first, max_snr, extra)
         start = _draw(mean, covariance, n // groups, g)
         precision = torch.linalg.inv(covariance) if precision_of is None else precision_of(start)
         rest = fission.second(case.y, first[None])
@@ -118,9 +118,11 @@ def calc_deviations(case, draws):
     return z.mean(0) * n**0.5, spread / error
 
 
-@pytest.mark.parametrize("max_snr", [0.3, 3.0, 30.0, 1000.0])
-def test_polished_draws_of_a_linear_model_are_draws_of_the_posterior(case, max_snr):
-    mean, spread = calc_deviations(case, run(case, max_snr, 8000, seed=1))
+@pytest.mark.parametrize(
+    ("max_snr", "extra"), [(0.3, 0.0), (3.0, 0.0), (30.0, 0.0), (1000.0, 0.0), (30.0, 2.0)]
+)
+def test_polished_draws_of_a_linear_model_are_draws_of_the_posterior(case, max_snr, extra):
+    mean, spread = calc_deviations(case, run(case, max_snr, 8000, 1, extra))
     assert float(mean.abs().max()) < 4.0
     assert float(spread.abs().max()) < 4.5
 
@@ -238,11 +240,11 @@ def test_no_step_makes_a_draw_worse(case):
 # ---- data fission -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_snr", [0.3, 3.0, 30.0])
-def test_the_two_parts_are_independent_and_have_the_noise_they_claim(case, max_snr):
+@pytest.mark.parametrize(("max_snr", "extra"), [(0.3, 0.0), (3.0, 0.0), (30.0, 0.0), (30.0, 2.0)])
+def test_the_two_parts_are_independent_and_have_the_noise_they_claim(case, max_snr, extra):
     g = torch.Generator().manual_seed(10)
     n = 20_000
-    fission, model = fission_of(case, max_snr)
+    fission, model = fission_of(case, max_snr, extra)
     truth = torch.ones(1, D).double()
     firsts, seconds = [], []
     for _ in range(n // 100):
@@ -251,7 +253,7 @@ def test_the_two_parts_are_independent_and_have_the_noise_they_claim(case, max_s
             + torch.randn(N_DATA, generator=g, dtype=torch.float64)
             + case.noise @ torch.randn(2, generator=g, dtype=torch.float64)
         )
-        first = draw_views(y, case.view, max_snr, 1, g)
+        first = draw_views(y, case.view, max_snr, extra, 1, g)
         firsts.append(first[0])
         seconds.append(fission.second(y, first)[0] - model.predict(truth)[0])
     first, second = torch.stack(firsts), torch.stack(seconds)

@@ -38,6 +38,8 @@ from sfhzoo.stopwatch import Stopwatch
 
 N_GROUPS = 50
 """Views of the data; draws of one view share its noise, so many views of few draws."""
+EXTRA_NOISE = 2.0
+"""Variance of the noise added to what the network sees: it has a third of the information."""
 MIN_ENSEMBLE = 400
 """Draws that estimate the covariance; it has 131 dimensions."""
 SPARE = 1.1
@@ -149,16 +151,17 @@ class AmortizedSampler:
         size = max(-(-max(n, MIN_ENSEMBLE) // N_GROUPS), 2)
         functionals = view.functionals / scale
         whitened = problem.flux * problem.ivar.sqrt() / scale
-        views = draw_views(whitened, functionals, MAX_SNR, N_GROUPS, generator)
-        information = functionals.T @ functionals
+        views = draw_views(whitened, functionals, MAX_SNR, EXTRA_NOISE, N_GROUPS, generator)
+        share = 1 / (1 + EXTRA_NOISE)
+        information = share * functionals.T @ functionals
         features = self.network.encoder.features(
-            information[None], views - information[0], view.level, view.snr / scale,
-            view.coverage, view.conditions,
+            information[None], share * views - information[0], view.level,
+            view.snr / scale * share**0.5, view.coverage, view.conditions,
         )  # fmt: skip
         state = self.network.draw(features.repeat_interleave(size, 0), generator, STEPS).double()
         state[:, -1] += view.offset / VELOCITY_SCALE
         state = _impose(state, problem.fixed_coordinates())
-        return Blunt(view.functionals, scale, views, state, size)
+        return Blunt(view.functionals, scale, EXTRA_NOISE, views, state, size)
 
 
 def _finish(

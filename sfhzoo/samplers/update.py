@@ -36,6 +36,7 @@ class Blunt(NamedTuple):
 
     functionals : whitened by the file's errors [wave, component]
     scale : factor on the errors that was assumed
+    extra : variance of the noise added for the views, in units of the data's
     views : t [group, component]
     state : its draws [group * size, n_state]
     size : draws per view
@@ -43,6 +44,7 @@ class Blunt(NamedTuple):
 
     functionals: Tensor
     scale: float
+    extra: float
     views: Tensor
     state: Tensor
     size: int
@@ -109,10 +111,13 @@ def update(
             ratio = _calc_scale_ratio(likelihood) if fit_scale else 1.0
             scale *= ratio
             functionals = blunt.functionals / scale
-            fission = Fission(functionals, columns / scale, likelihood.basis, MAX_SNR)
-        with watch("polish"):
             # views were made with another factor on the errors
-            views = blunt.views * (blunt.scale / scale) ** 2
+            change = (blunt.scale / scale) ** 2
+            fission = Fission(
+                functionals, columns / scale, likelihood.basis, MAX_SNR, blunt.extra * change
+            )
+        with watch("polish"):
+            views = blunt.views * change
             first = likelihood.marginal(fission.first_transform / ratio)
             precision = calc_precision(
                 blunt.centred(), free, population + _calc_information(first, blunt.state)
