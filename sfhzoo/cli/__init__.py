@@ -52,6 +52,9 @@ _EXTRAS = {
     "bagpipes": "grids",
     "fsps": "grids",
     "pst": "grids",
+    "h5py": "particles",
+    "pyarrow": "particles",
+    "distributed": "dask",
     "sklearn": "validate",
 }
 """The optional dependencies that bring each package."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import click
@@ -15,12 +17,44 @@ def simulation_group() -> None:
 @simulation_group.command("build")
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Zarr directory.")
+@click.option(
+    "--source",
+    metavar="PATH",
+    help="Where the particle data is, if not where the recipe says: the directory with groups_099 "
+    "and snapdir_099, a directory of cutouts, or a pattern of star tables.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes that read particle data [default: one per CPU].",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask scheduler (tcp://host:8786) whose workers read instead; they must see the files.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def build_command(recipe: Path, out: Path, quiet: bool) -> None:
-    """Generate the training set of RECIPE's [simulation] table."""
-    from sfhzoo.simulations.trainingset import build
+def build_command(
+    recipe: Path,
+    out: Path,
+    source: str | None,
+    workers: int | None,
+    scheduler: str | None,
+    quiet: bool,
+) -> None:
+    """Make the training set of RECIPE's [simulation] table.
 
-    click.echo(str(build(recipe, out, progress=not quiet)))
+    From particle data this can be interrupted: run the same command again and it continues. What
+    was dropped, and why, is printed on stderr and kept with the set.
+    """
+    from sfhzoo.simulations.particles import format_counts
+    from sfhzoo.simulations.trainingset import build, load
+
+    path = build(recipe, out, not quiet, source, workers or os.cpu_count() or 1, scheduler)
+    checks = load(path).attributes.get("checks")
+    if checks:
+        click.echo(format_counts(checks), err=True)
+    click.echo(str(path))
 
 
 @simulation_group.command("check")
@@ -31,9 +65,14 @@ def build_command(recipe: Path, out: Path, quiet: bool) -> None:
     required=True,
     help="Directory for the figure and the table.",
 )
-def check_command(training_set: Path, out: Path) -> None:
-    """Compare the population of TRAINING_SET with published relations."""
-    from sfhzoo.simulations.checks import check
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+def check_command(training_set: Path, out: Path, as_json: bool) -> None:
+    """Compare the population of TRAINING_SET with published relations.
 
-    check(training_set, out)
-    click.echo(str(out))
+    Prints a table; population.md, .json and .png go into --out.
+    """
+    from sfhzoo.simulations.checks import check, format_table
+
+    result = check(training_set, out)
+    click.echo(json.dumps(result, indent=1) if as_json else format_table(result), nl=as_json)
+    click.echo(f"written: {out}", err=True)

@@ -1,12 +1,15 @@
 """The population in a training set next to the universe and the simulation it stands for.
 
-A training set is uniform in log halo mass; here each galaxy counts with the halo mass function,
+A set of DiffstarPop is uniform in log halo mass; here each galaxy counts with the halo mass
+function,
 
     log10 dn/dlogM = a + b (logM - 12) - 10^(c (logM - d)),    (a, b, c, d) = HMF
 
 a fit (within 0.03 dex for 10.3 < logM < 15) to the z = 0 mass function of host halos in the
-SMDPL simulation as `diffsky` tabulates it. Stellar masses are surviving ones: the recipe's
-`surviving` (0.6 when it has none) times the mass formed. Compared with
+SMDPL simulation as `diffsky` tabulates it. A set made of all galaxies in a volume (its attribute
+`sampling`) is taken as it is. Stellar masses are surviving ones: the simulation's own where the
+set has them, else the recipe's `surviving` (0.6 when it has none) times the mass formed. Compared
+with
 
 - TNG100 (Nelson et al. 2019, arXiv:1812.05609): t50 and quenched fraction of 1000 galaxies,
 - Gallazzi et al. 2005 (doi:10.1111/j.1365-2966.2005.09321.x), table 2: stellar metallicity.
@@ -25,6 +28,7 @@ from numpy.typing import NDArray
 from sfhzoo import histories as h
 from sfhzoo.errors import DataError
 from sfhzoo.simulations import trainingset
+from sfhzoo.simulations.particles import format_counts
 from sfhzoo.units import Z_SUN
 from sfhzoo.zoo.artifacts import write_json
 
@@ -85,14 +89,19 @@ def calc_weighted_quantile(values: Array, weight: Array, fraction: float) -> flo
 
 def calc_population(data: trainingset.TrainingSet) -> Population:
     """What the checks need of each galaxy in a training set, today; galaxies without stars go."""
-    bins, surviving = data.bins, _surviving(data)
-    today = bins.age_today
+    bins, today = data.bins, data.bins.age_today
     sfr = data.sfr.astype(float)
-    mass = surviving * h.calc_mass_formed(sfr, bins, today)
+    mass = _surviving(data) * h.calc_mass_formed(sfr, bins, today)
+    if "log_mass_surviving" in data.galaxy:
+        mass = np.where(mass > 0, 10.0 ** data.galaxy["log_mass_surviving"].astype(float), 0.0)
     full = mass > 0
     sfr, mass, logz = sfr[full], mass[full], data.logzsol[full].astype(float)
     light = sfr * (today - bins.centres) ** LIGHT_AGE_SLOPE
-    halo = data.galaxy["log_halo_mass"][full].astype(float)
+    halo = data.galaxy.get("log_halo_mass", np.full(len(full), np.nan))[full].astype(float)
+    if "satellite" in data.galaxy:
+        # the halo of a satellite is its host's, and says little of it
+        halo = np.where(data.galaxy["satellite"][full], np.nan, halo)
+    volume = is_volume_limited(data)
     return Population(
         log_halo_mass=halo,
         log_mass_surviving=np.log10(mass),
@@ -101,8 +110,13 @@ def calc_population(data: trainingset.TrainingSet) -> Population:
         t50=h.calc_formation_quantile(sfr, bins, today, 0.5),
         logzsol_mass=h.calc_logzsol_mass_weighted(sfr, logz, bins, today),
         logzsol_light=np.log10((light * 10.0**logz).sum(axis=1) / light.sum(axis=1)),
-        weight=10.0 ** calc_log_halo_mass_function(halo),
+        weight=np.ones(len(mass)) if volume else 10.0 ** calc_log_halo_mass_function(halo),
     )
+
+
+def is_volume_limited(data: trainingset.TrainingSet) -> bool:
+    """Whether the galaxies are as frequent as in the simulation, by the set's own word."""
+    return bool(data.attributes.get("sampling") == "volume")
 
 
 def _surviving(data: trainingset.TrainingSet) -> float:
@@ -154,7 +168,10 @@ def calc_table(p: Population) -> dict[str, list[dict[str, Any]]]:
 def _binned(
     p: Population, axis: Array, name: str, values: dict[str, Array], step: float = 0.25
 ) -> list[dict[str, Any]]:
-    edges = np.arange(np.floor(axis.min() / step), np.ceil(axis.max() / step) + 1) * step
+    known = axis[np.isfinite(axis)]
+    if not len(known):
+        return []
+    edges = np.arange(np.floor(known.min() / step), np.ceil(known.max() / step) + 1) * step
     rows = []
     for lo in edges[:-1]:
         inside = (axis >= lo) & (axis < lo + step)
@@ -175,11 +192,12 @@ def format_table(result: dict[str, Any]) -> str:
     lines = [
         f"# Population of {result['training_set']['name']}",
         "",
-        f"{result['n']} galaxies, weighted by the halo mass function at z = 0. Masses are "
-        f"surviving ones, {result['surviving']} of the mass formed (log10 Msun); t50 in Gyr; "
-        "metallicities log10 Z/0.0142; SFRs Msun/yr over the last bin, of galaxies with sSFR "
-        ">= 1e-11/yr. Columns are weighted medians.",
+        f"{result['n']} galaxies, {result['weights']}. Masses are surviving ones, "
+        f"{result['surviving']} (log10 Msun); t50 in Gyr; metallicities log10 Z/0.0142; SFRs "
+        "Msun/yr over the last bin, of galaxies with sSFR >= 1e-11/yr. Columns are medians.",
     ]
+    if result["checks"]:
+        lines += ["", f"From particles: {format_counts(result['checks'])}."]
     for title, rows in result["tables"].items():
         if not rows:
             continue
@@ -198,10 +216,15 @@ def _column(rows: list[dict[str, Any]], name: str) -> Array:
 
 
 def _plot_clouds(axes: Any, p: Population, tables: dict[str, list[dict[str, Any]]]) -> None:
-    cloud: dict[str, Any] = {"bins": 120, "cmap": "Greys", "cmin": 1, "norm": "log"}
-    rows = tables["stellar_to_halo_mass"]
-    axes[0].hist2d(p.log_halo_mass, p.log_mass_surviving, **cloud)
-    axes[0].plot(_column(rows, "log_halo_mass"), _column(rows, "log_mass"), "C0o-", ms=4)
+    from matplotlib.colors import LogNorm
+
+    n_bins = int(np.clip(np.sqrt(len(p.sfr)), 30, 120))
+    # a cell with one galaxy is grey, not white
+    cloud: dict[str, Any] = {"bins": n_bins, "cmap": "Greys", "cmin": 1, "norm": LogNorm(0.3)}
+    rows, known = tables["stellar_to_halo_mass"], np.isfinite(p.log_halo_mass)
+    if rows:
+        axes[0].hist2d(p.log_halo_mass[known], p.log_mass_surviving[known], **cloud)
+        axes[0].plot(_column(rows, "log_halo_mass"), _column(rows, "log_mass"), "C0o-", ms=4)
     axes[0].set(xlabel=r"$\log\,M_{\rm halo}/M_\odot$", ylabel=r"$\log\,M_*/M_\odot$")
     # quenched galaxies go to the bottom edge, or they would stretch the axis to -20
     log_sfr = np.log10(np.maximum(p.sfr, 1e-4))
@@ -241,10 +264,11 @@ def plot_population(p: Population, tables: dict[str, list[dict[str, Any]]]) -> F
     ax.legend(frameon=False)
     ax = axes[1, 2]
     ax.hist(p.log_mass_surviving, 60, density=True, color="0.75", label="as trained on")
-    ax.hist(
-        p.log_mass_surviving, 60, weights=p.weight, density=True, histtype="step",
-        color="C0", label="weighted by the halo mass function",
-    )  # fmt: skip
+    if np.ptp(p.weight) > 0:
+        ax.hist(
+            p.log_mass_surviving, 60, weights=p.weight, density=True, histtype="step",
+            color="C0", label="weighted by the halo mass function",
+        )  # fmt: skip
     ax.set(xlabel=r"$\log\,M_*/M_\odot$", yscale="log", ylim=(1e-6, 10))
     ax.legend(frameon=False, loc="upper left")
     return figure
@@ -258,7 +282,8 @@ def check(path: str | Path, out_dir: str | Path) -> dict[str, Any]:
     has no halo masses.
     """
     data, out = trainingset.load(path), Path(out_dir)
-    if "log_halo_mass" not in data.galaxy:
+    volume = is_volume_limited(data)
+    if not volume and "log_halo_mass" not in data.galaxy:
         raise DataError(
             f"{path}: expected log_halo_mass (log10 Msun at z = 0), got {sorted(data.galaxy)}; "
             "add the column to the table and build again"
@@ -269,7 +294,11 @@ def check(path: str | Path, out_dir: str | Path) -> dict[str, Any]:
         "schema": 1,
         "training_set": {"name": data.attributes.get("name", ""), "sha256": data.sha256},
         "n": len(population.sfr),
-        "surviving": _surviving(data),
+        "weights": "as in a volume" if volume else "weighted by the halo mass function at z = 0",
+        "surviving": "the simulation's own"
+        if "log_mass_surviving" in data.galaxy
+        else f"{_surviving(data)} of the mass formed",
+        "checks": data.attributes.get("checks", {}),
         "tables": tables,
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,16 @@
 """Training sets: histories of a simulated population in one Zarr directory.
 
-    sfr[galaxy, bin]          Msun/yr
-    logzsol[galaxy, bin]      log10(Z/Z_sun)
-    log_halo_mass[galaxy]     log10 Msun at z = 0
+    sfr[galaxy, bin]              Msun/yr
+    logzsol[galaxy, bin]          log10(Z/Z_sun)
+    test[galaxy]                  True for the test split: no network is ever trained on it
+    log_halo_mass[galaxy]         log10 Msun at z = 0, of the host
+    log_mass_surviving[galaxy]    log10 Msun, of the stars alive
+    satellite[galaxy]             False for the central galaxy of its halo
+    source_id[galaxy], n_stars[galaxy]    in the simulation
 
-The attributes hold the recipe, the citation and the sha256 of the content. The last `n_test`
-galaxies are the test split: no network is ever trained on them.
+The histories are always there, of the others those that the source knows. The attributes hold the
+recipe, the citation, the checks made on the way (what was dropped, and why) and the sha256 of the
+content. The last `n_test` galaxies are the test split.
 """
 
 from __future__ import annotations
@@ -23,12 +28,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfhzoo import __version__
-from sfhzoo.errors import ArtifactError, DataError
-from sfhzoo.simulations import diffstarpop, table
+from sfhzoo.errors import ArtifactError, DataError, Incompatible
+from sfhzoo.simulations import cutouts, diffstarpop, startable, table, tng
+from sfhzoo.simulations.chunks import Setting
 from sfhzoo.timebins import TimeBins
 
 FORMAT_VERSION = 1
 ENGINES = {"diffstarpop": diffstarpop.generate, "table": table.generate}
+"""They draw or list histories, chunk by chunk."""
+PARTICLES = {"tng": tng.collect, "cutouts": cutouts.collect, "stars": startable.collect}
+"""They sum star particles into histories."""
+UNITS = {
+    "sfr": "Msun/yr",
+    "logzsol": "log10(Z/0.0142)",
+    "log_halo_mass": "log10(Msun)",
+    "log_mass_surviving": "log10(Msun)",
+}
 
 
 @dataclass(frozen=True)
@@ -91,36 +106,68 @@ def _collect(recipe: dict[str, Any], bins: TimeBins, progress: bool) -> dict[str
     return {k: np.concatenate([c[k] for c in chunks])[:n] for k in chunks[0]}
 
 
-def build(recipe_path: str | Path, out_path: str | Path, progress: bool = False) -> Path:
+def build(
+    recipe_path: str | Path,
+    out_path: str | Path,
+    progress: bool = False,
+    source: str | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
+) -> Path:
     """Write the training set of a recipe's `[simulation]` table; returns its path.
 
-    Raises DataError for an unreadable recipe or an engine nobody knows, FileExistsError when
-    `out_path` exists.
+    `source`, `workers` and `scheduler` are for particle data: see `chunks.Setting`. Their partial
+    results lie beside `out_path` until it is whole.
+
+    Raises DataError for an unreadable recipe, an engine nobody knows or bad input,
+    FileExistsError when `out_path` exists.
     """
     recipe, out_path = read_recipe(recipe_path), Path(out_path)
     simulation = recipe.get("simulation", {})
-    if simulation.get("engine") not in ENGINES:
+    engine, known = simulation.get("engine"), [*ENGINES, *PARTICLES]
+    if engine not in known:
         raise DataError(
-            f"{recipe_path}: expected [simulation] engine to be one of {list(ENGINES)}, "
-            f"got {simulation.get('engine')!r}"
+            f"{recipe_path}: expected [simulation] engine to be one of {known}, got {engine!r}"
         )
+    if not isinstance(recipe.get("name"), str):
+        raise DataError(f"{recipe_path}: expected name, of the prior to be trained")
     if out_path.exists():
         raise FileExistsError(f"{out_path} exists; remove it or choose another --out")
-    bins = TimeBins("Planck15")
-    data = _collect(simulation, bins, progress)
+    folder = out_path.with_name(out_path.name + ".chunks")
+    checks: dict[str, Any] = {}
+    if engine in PARTICLES:
+        bins = _particle_bins(simulation, recipe_path)
+        setting = Setting(folder, source, workers, scheduler, progress)
+        data, checks = PARTICLES[engine](simulation, bins, setting)
+    else:
+        bins = TimeBins("Planck15")
+        data = _collect(simulation, bins, progress)
+    n_test = int(simulation["n_test"])
     attributes = {
         "format_version": FORMAT_VERSION,
         "name": recipe["name"],
         "recipe": json.dumps(simulation, sort_keys=True),
         "cosmology": bins.cosmology,
         "edges_gyr": bins.edges.tolist(),
-        "n_test": int(simulation["n_test"]),
+        "n_test": n_test,
         "sha256": _content_hash([data["sfr"], data["logzsol"]]),
         "citation": simulation.get("citation", diffstarpop.CITATION),
+        # how galaxies of a mass are represented: as in a volume, or evenly in log halo mass
+        "sampling": "volume" if engine in PARTICLES else "log-halo-mass",
+        "checks": checks,
         "sfhzoo_version": __version__,
     }
-    _write(out_path, data, attributes)
+    n = len(data["sfr"])
+    _write(out_path, {**data, "test": np.arange(n) >= n - n_test}, attributes)
+    shutil.rmtree(folder, ignore_errors=True)
     return out_path
+
+
+def _particle_bins(simulation: dict[str, Any], where: str | Path) -> TimeBins:
+    try:
+        return TimeBins(simulation.get("cosmology", "Planck15"))
+    except ValueError as e:
+        raise DataError(f"{where}: [simulation] cosmology: {e}") from e
 
 
 def _write(path: Path, data: dict[str, NDArray[Any]], attributes: dict[str, Any]) -> None:
@@ -129,12 +176,11 @@ def _write(path: Path, data: dict[str, NDArray[Any]], attributes: dict[str, Any]
     partial = path.with_name(path.name + f".partial-{os.getpid()}")
     try:
         group = zarr.open_group(partial, mode="w", attributes=attributes)
-        units = {"sfr": "Msun/yr", "logzsol": "log10(Z/0.0142)", "log_halo_mass": "log10(Msun)"}
         for key, values in data.items():
             chunks = (min(16384, len(values)), *values.shape[1:])
             array = group.create_array(key, shape=values.shape, dtype=values.dtype, chunks=chunks)
             array[...] = values
-            array.attrs["units"] = units.get(key, "")
+            array.attrs["units"] = UNITS.get(key, "")
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -149,8 +195,13 @@ def load(path: str | Path) -> TrainingSet:
         attributes: dict[str, Any] = dict(group.attrs)
         data = {k: np.asarray(array[...]) for k, array in group.arrays()}
         sfr, logzsol = data.pop("sfr"), data.pop("logzsol")
+        data.pop("test", None)
     except (OSError, KeyError, ValueError) as e:
         raise ArtifactError(f"expected a training set (Zarr) at {path}: {e}") from e
+    if (version := int(attributes.get("format_version", 1))) > FORMAT_VERSION:
+        raise Incompatible(
+            f"{path}: format {version}, this sfhzoo reads up to {FORMAT_VERSION}; upgrade it"
+        )
     found = _content_hash([sfr, logzsol])
     if attributes.get("sha256") != found:
         raise ArtifactError(
