@@ -94,7 +94,9 @@ def list_outside_domain(network: PosteriorNetwork, observation: Observation) -> 
     """Where an observation lies outside what a posterior network was trained for."""
     domain, problem = network.config["domain"], observation.problem
     found = []
-    if not bool((problem.ivar > 0).any()):
+    if not problem.has_pixels and problem.bands is not None:
+        return ["the posterior network sees no photometry"]
+    if not problem.has_pixels:
         return ["there are no data, outside the posterior network's domain"]
     redshift, (lo, hi) = problem.model.redshift, domain["redshift"]
     if not lo <= redshift <= hi:

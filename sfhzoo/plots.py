@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from sfhzoo.bandplots import draw_band_points, draw_bands
 from sfhzoo.histories import calc_formation_quantile, calc_mass_formed_per_bin
 
 if TYPE_CHECKING:
@@ -85,9 +86,18 @@ def plot_histories(posterior: Posterior) -> Figure:
 
 
 def plot_spectrum(posterior: Posterior) -> Figure:
-    """Data, posterior spectra and residuals in units of the file's errors."""
-    figure = _new_figure((11.0, 6.2))
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    """Data, posterior spectra and residuals in units of the file's errors; bands at the side."""
+    if posterior.bands is not None and not posterior.observed.used.any():
+        return _plot_bands_alone(posterior)
+    figure = _new_figure((11.0 if posterior.bands is None else 15.0, 6.2))
+    if posterior.bands is None:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    else:
+        (top, side), (bottom, below) = figure.subplots(
+            2, 2, sharex="col", height_ratios=[3, 1], width_ratios=[2.6, 1]
+        )
+        draw_bands(side, below, posterior, with_spectrum=False)
+        below.set_xlabel("Pivot wavelength")
     seen, redshift = posterior.observed, posterior.redshift
     top.set_xlim(*_wave_limits(seen))
     reasons = _draw_masks((top, bottom), seen)
@@ -103,6 +113,16 @@ def plot_spectrum(posterior: Posterior) -> Figure:
     _add_top_axis(
         top, lambda w: w / (1 + redshift), lambda w: w * (1 + redshift), "Rest wavelength (Å)"
     )
+    figure.align_ylabels((top, bottom))
+    _set_title(figure, posterior)
+    return figure
+
+
+def _plot_bands_alone(posterior: Posterior) -> Figure:
+    figure = _new_figure((11.0, 6.2))
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    draw_bands(top, bottom, posterior, with_spectrum=True)
+    bottom.set_xlabel("Observed wavelength")
     figure.align_ylabels((top, bottom))
     _set_title(figure, posterior)
     return figure
@@ -285,6 +305,10 @@ def _draw_fluxes(ax: Axes, posterior: Posterior) -> None:
     ax.step(seen.wave_obs, flux, where="mid", color="#777777", lw=0.6, label="data")
     ax.fill_between(seen.wave_obs, low, high, color=RUST, alpha=0.35, lw=0, label="model, 95 %")
     ax.plot(seen.wave_obs, model / 10.0**exponent, color=RUST, lw=1.0, label="model, median")
+    if (bands := posterior.bands) is not None:
+        left, right = ax.get_xlim()
+        inside = (bands.wave_pivot > left) & (bands.wave_pivot < right)
+        draw_band_points(ax, bands, inside, 10.0**exponent)
     shown = np.concatenate([flux[used], (model / 10.0**exponent)[used]])
     if shown.size:
         bottom, top = np.percentile(shown, [0.3, 99.7])

@@ -82,6 +82,41 @@ class Observed:
 
 
 @dataclass(frozen=True)
+class BandFit:
+    """The band fluxes that were fitted, and the model's.
+
+    Parameters
+    ----------
+    names : filters, as in sedpy
+    wave_pivot : [band] observed Å
+    maggies, error : [band] AB, 1 = magnitude 0
+    model : [sample, band] noiseless, maggies
+    """
+
+    names: tuple[str, ...]
+    wave_pivot: Array
+    maggies: Array
+    error: Array
+    model: Array
+
+    @property
+    def pull(self) -> Array:
+        """(data - median model) / error [band]."""
+        pull: Array = (self.maggies - np.median(self.model, axis=0)) / self.error
+        return pull
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per band, for summary.json; fluxes in maggies."""
+        median, p16, p84 = np.percentile(self.model, [50, 16, 84], axis=0)
+        columns = (self.wave_pivot, self.maggies, self.error, median, p16, p84, self.pull)
+        keys = ("wave_pivot", "observed", "error", "median", "p16", "p84", "pull")
+        return [
+            {"filter": name, **dict(zip(keys, map(float, row)))}
+            for name, row in zip(self.names, np.transpose(columns))
+        ]
+
+
+@dataclass(frozen=True)
 class Posterior:
     """Posterior samples of one galaxy's histories and of the nuisance parameters.
 
@@ -98,6 +133,7 @@ class Posterior:
     sample_stats : name -> the sampler's statistics [sample]
     provenance : what made this posterior: object, prior and grid {name, sha256}, sampler, seed,
         device, nfe, wall_s {total, sampling}, warnings, versions, input, options
+    bands : the fitted photometry, or None
 
     Raises ValueError where shapes disagree.
     """
@@ -112,6 +148,7 @@ class Posterior:
     observed: Observed
     sample_stats: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    bands: BandFit | None = None
 
     def __post_init__(self) -> None:
         n, n_wave = len(self.sfr), len(self.observed.wave_obs)
@@ -127,6 +164,11 @@ class Posterior:
             **{k: (p.values, (n,)) for k, p in self.parameters.items()},
             **{k: (v, (n,)) for k, v in self.sample_stats.items()},
         }
+        if self.bands is not None:
+            of_band = (len(self.bands.names),)
+            expected |= {f"bands.{k}": (getattr(self.bands, k), of_band)
+                         for k in ("wave_pivot", "maggies", "error")}  # fmt: skip
+            expected["bands.model"] = (self.bands.model, (n, *of_band))
         for name, (array, shape) in expected.items():
             if np.shape(array) != shape:
                 raise ValueError(f"expected {name} of shape {shape}, got {np.shape(array)}")
@@ -199,7 +241,7 @@ class Posterior:
             row = dict(zip(PERCENTILES, [None] * 5 if levels is None else levels.tolist()))
             table[name] = {**row, "unit": unit}
         chi2 = self.calc_chi2_per_pixel()
-        if not math.isfinite(chi2):
+        if not math.isfinite(chi2) and self.bands is None:
             warnings.append("chi2_per_pixel is undefined: no pixel was used")
         summary = {
             "schema": SCHEMA,
@@ -221,7 +263,9 @@ class Posterior:
             "facts": made.get("facts"),
             "quantities": table,
         }
-        plain: dict[str, Any] = _to_plain(summary)
+        if self.bands is not None:
+            summary["photometry"] = self.bands.rows()
+        plain: dict[str, Any] = to_plain(summary)
         return plain
 
     def plot(self) -> tuple[Figure, Figure]:
@@ -251,7 +295,9 @@ class Posterior:
 
     def to_datatree(self) -> xarray.DataTree:
         """The posterior as an xarray DataTree in the ArviZ schema; each variable has units."""
-        return _build_datatree(self)
+        from sfhzoo.datatree import build_datatree
+
+        return build_datatree(self)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Posterior:
@@ -261,130 +307,25 @@ class Posterior:
         """
         import xarray
 
+        from sfhzoo.datatree import parse_datatree
+
         path = Path(directory) / "posterior.zarr"
         if not path.is_dir():
             raise DataError(
                 f"expected an output directory of sfhzoo with posterior.zarr, got {directory}"
             )
         with xarray.open_datatree(path, engine="zarr") as tree:
-            return _parse_datatree(tree.load())
+            return parse_datatree(tree.load())
 
 
-# ---- plain data and the DataTree ----------------------------------------------------------------
-
-
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """`value` in JSON's own types; a number that is not finite becomes None."""
     if isinstance(value, Mapping):
-        return {str(k): _to_plain(v) for k, v in value.items()}
+        return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_to_plain(v) for v in value]
+        return [to_plain(v) for v in value]
     if isinstance(value, np.generic):
-        return _to_plain(value.item())
+        return to_plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | None) else str(value)
-
-
-def _build_datatree(posterior: Posterior) -> xarray.DataTree:
-    import xarray as xr
-
-    def draws(values: Any, unit: str, long_name: str, *dims: str, **attrs: Any) -> Any:
-        attrs = {"units": unit, "long_name": long_name, **attrs}
-        return xr.Variable(("chain", "draw", *dims), np.asarray(values)[None], attrs)
-
-    def along(dim: str, values: Any, unit: str, long_name: str, **attrs: Any) -> Any:
-        return xr.Variable(dim, values, {"units": unit, "long_name": long_name, **attrs})
-
-    p, seen, flux_unit = posterior, posterior.observed, "erg / (s cm2 Angstrom)"
-    chain = {
-        "chain": along("chain", [0], "1", "Chain"),
-        "draw": along("draw", np.arange(p.n_samples), "1", "Posterior sample"),
-    }
-    wave = {"wave": along("wave", seen.wave_obs, "Angstrom", "Observed wavelength in vacuum")}
-    bins = {"bin": along("bin", p.bins.centres, "Gyr", "Cosmic time at the centre of the bin")}
-    samples = {
-        "sfr": draws(p.sfr, "Msun / yr", "Star formation rate", "bin"),
-        "logzsol": draws(p.logzsol, "log10(Z/Z_sun)", "Stellar metallicity", "bin"),
-        "mass_surviving": draws(p.mass_surviving, "Msun", "Surviving stellar mass"),
-        **{k: draws(v.values, v.unit, v.long_name, role="parameter")
-           for k, v in p.parameters.items()},
-    }  # fmt: skip
-    quantities = p.quantities()
-    for name, (unit, long_name) in DERIVED.items():
-        samples[name] = draws(quantities[name][0], unit, long_name, role="derived")
-    data = {
-        "flux": along("wave", seen.flux, flux_unit, "Observed flux"),
-        "ivar": along("wave", seen.ivar, f"1 / ({flux_unit})^2", "Inverse variance of the file"),
-        "mask": along("wave", seen.mask, "1", "True where the pixel was used"),
-    }
-    for number, (reason, where) in enumerate(seen.mask_reasons.items()):
-        data[f"masked_{number}"] = along("wave", where, "1", f"Left out: {reason}", reason=reason)
-    model = draws(p.model_flux, flux_unit, "Noiseless posterior spectrum", "wave")
-    stats = {k: draws(v, "1", k.replace("_", " ")) for k, v in p.sample_stats.items()}
-    made_by = {
-        "inference_library": "sfhzoo",
-        "schema": SCHEMA,
-        "redshift": float(p.redshift),
-        "n_bins": p.bins.n,
-        "cosmology": _format_cosmology(p.bins),
-        "provenance": json.dumps(_to_plain(p.provenance), ensure_ascii=False),
-    }
-    groups = {
-        "/": xr.Dataset(attrs=made_by),
-        "posterior": xr.Dataset(samples, chain | bins),
-        "posterior_predictive": xr.Dataset({"flux": model}, chain | wave),
-        "observed_data": xr.Dataset(data, wave),
-        "sample_stats": xr.Dataset(stats, chain),
-    }
-    return xr.DataTree.from_dict(groups, name=p.object_name)
-
-
-def _format_cosmology(bins: TimeBins) -> str:
-    if isinstance(bins.cosmology, str):
-        return bins.cosmology
-    return str(bins.cosmology.to_format("yaml"))
-
-
-def _parse_cosmology(text: str) -> Any:
-    if "\n" not in text:
-        return text
-    from astropy.cosmology import Cosmology
-
-    return Cosmology.from_format(text, format="yaml")
-
-
-def _parse_datatree(tree: xarray.DataTree) -> Posterior:
-    attrs = tree.attrs
-    if attrs.get("schema") != SCHEMA:
-        raise DataError(
-            f"expected a posterior of schema {SCHEMA}, got {attrs.get('schema')}; update sfhzoo"
-        )
-    # plain datasets: an item of a tree may be a tree itself
-    samples, data = tree["posterior"].to_dataset(), tree["observed_data"].to_dataset()
-    predicted, stats = tree["posterior_predictive"].to_dataset(), tree["sample_stats"].to_dataset()
-    reasons = {
-        variable.attrs["reason"]: variable.values
-        for variable in data.data_vars.values()
-        if "reason" in variable.attrs
-    }
-    parameters = {
-        str(name): Parameter(v.values[0], v.attrs["units"], v.attrs["long_name"])
-        for name, v in samples.data_vars.items()
-        if v.attrs.get("role") == "parameter"
-    }
-    observed = Observed(
-        data["wave"].values, data["flux"].values, data["ivar"].values, data["mask"].values, reasons
-    )
-    return Posterior(
-        sfr=samples["sfr"].values[0],
-        logzsol=samples["logzsol"].values[0],
-        parameters=parameters,
-        mass_surviving=samples["mass_surviving"].values[0],
-        bins=TimeBins(_parse_cosmology(attrs["cosmology"]), int(attrs["n_bins"])),
-        redshift=float(attrs["redshift"]),
-        model_flux=predicted["flux"].values[0],
-        observed=observed,
-        sample_stats={str(name): v.values[0] for name, v in stats.data_vars.items()},
-        provenance=json.loads(attrs["provenance"]),
-    )

@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from sfhzoo.units import LN10
 
 COLUMNS = ("median", "p16", "p84", "p2_5", "p97_5")
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
     """A short text table: each quantity's median, distances to its 16 and 84 %, and unit."""
+    bands = summary.get("photometry", ())
     head = (
         f"{summary['object']}  redshift {_number(summary['redshift'], 4)}  "
-        f"{summary['n_samples']} samples  {summary['n_pixels']} pixels  "
-        f"chi2/pixel {_number(summary['chi2_per_pixel'], 2)}"
+        f"{summary['n_samples']} samples"
     )
+    if summary["n_pixels"] or not bands:
+        head += (
+            f"  {summary['n_pixels']} pixels  chi2/pixel {_number(summary['chi2_per_pixel'], 2)}"
+        )
+    if bands:
+        head += f"  {len(bands)} bands  chi2/band {_number(_calc_chi2_per_band(bands), 2)}"
     rows = [("quantity", "median", "+", "-", "unit")]
     rows += [_format_row(name, row) for name, row in summary["quantities"].items()]
+    tables = [_format_columns(rows)]
+    if bands:
+        rows = [("band (AB mag)", "observed", "error", "model", "pull")]
+        rows += [_format_band(row) for row in bands]
+        tables.append(_format_columns(rows))
+    return "\n\n".join([head, *tables])
+
+
+def _format_columns(rows: list[tuple[str, str, str, str, str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [
         f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}"
         f"  {row[3]:>{widths[3]}}  {row[4]}".rstrip()
         for row in rows
     ]
-    return "\n".join([head, "", *lines])
+    return "\n".join(lines)
+
+
+def _calc_chi2_per_band(bands: Sequence[Mapping[str, Any]]) -> float:
+    return sum(row["pull"] ** 2 for row in bands) / len(bands)
+
+
+def _format_band(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    """AB magnitudes; a dash for a flux that has none."""
+    observed, model = (_to_magnitude(row[key]) for key in ("observed", "median"))
+    error = None if observed is None else 2.5 / LN10 * row["error"] / row["observed"]
+    return (
+        row["filter"], _number(observed, 3), _number(error, 3), _number(model, 3),
+        _number(row["pull"], 1),
+    )  # fmt: skip
+
+
+def _to_magnitude(maggies: float) -> float | None:
+    return -2.5 * math.log10(maggies) if maggies > 0 else None
 
 
 def _format_row(name: str, row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:

@@ -37,3 +37,8 @@ FWHM_PER_SIGMA = 2.3548200450309493
 """2 sqrt(2 ln 2)"""
 
 LN10 = 2.302585092994046
+
+AB_ZERO = 3.631e-20
+"""erg/s/cm²/Hz, the flux density of AB magnitude 0: one maggie"""
+
+ANGSTROM_PER_KM = 1e13

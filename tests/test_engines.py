@@ -97,7 +97,7 @@ def test_a_redshift_outside_the_domain_is_found():
     problem = replace(case.problem, ivar=case.problem.ivar)
     observed = replace(case, problem=SimpleNamespace(
         model=SimpleNamespace(redshift=far.redshift, wave_obs=problem.model.wave_obs),
-        flux=problem.flux, ivar=problem.ivar,
+        flux=problem.flux, ivar=problem.ivar, has_pixels=True,
     ))  # fmt: skip
     assert "redshift 1.5 is outside" in list_outside_domain(make_network(), observed)[0]
 

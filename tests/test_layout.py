@@ -20,7 +20,10 @@ ORDER = """errors stopwatch units wavelengths timebins histories zoo grids simul
     validation cli""".split()
 """A module imports from its own package or from what stands to its left."""
 
-BESIDE = {"output": "posterior"}
+BESIDE = {
+    "output": "posterior", "datatree": "posterior", "bandplots": "plots",
+    "preparation": "inference",
+}  # fmt: skip
 """Helpers that live at the place of the module they serve."""
 
 BACKWARD = {

@@ -28,6 +28,7 @@ from sfhzoo.likelihood.calibration import calc_calibration_rows
 from sfhzoo.likelihood.options import Options
 from sfhzoo.likelihood.problem import CALIBRATION_RMS, ERROR_SCALE_SPREAD
 from sfhzoo.posterior import Observed, Parameter, Posterior
+from sfhzoo.preparation import prepare_spectrum
 from sfhzoo.simulations.trainingset import TrainingSet
 from sfhzoo.timebins import TimeBins
 
@@ -176,9 +177,9 @@ def test_the_fit_uses_the_pixels_and_the_polynomial_that_the_mock_was_made_with(
     mock = load_mocks().mocks[number]
     spectrum = mocks.make_spectrum(mock, load_grid(), BINS)
     prior = SimpleNamespace(bins=BINS, scaling=object())  # the scaling is not looked at
-    setup = inference._prepare(spectrum, prior, load_grid(), Options(), False)
+    setup = prepare_spectrum(spectrum, prior, load_grid(), Options(), False)
     used = mocks.calc_used(spectrum, mock.redshift, load_grid())
-    assert np.array_equal(setup.used, used)
+    assert np.array_equal(setup.observed.mask, used)
     span = np.ptp(spectrum.wave_obs[used])
     assert setup.problem.calibration_order == int(np.clip(round(span / 700), 1, 8))
 
@@ -199,7 +200,7 @@ def test_truths_follow_the_posteriors_formulas_and_are_finite():
 # ---- running ------------------------------------------------------------------------------------
 
 
-def fake_infer(spectrum, prior, grid, *, samples, sampler, seed):
+def fake_infer(spectrum, prior, grid, *, samples, sampler, network, seed):
     """A calibrated posterior with known widths: truth + one common offset + scatter.
 
     It knows the truth by the mock's name, and moves the whole history up or down.
@@ -325,7 +326,7 @@ def test_a_run_writes_metrics_report_and_figures(fake, tmp_path):
 def test_mocks_of_another_population_are_pointed_out(fake, monkeypatch):
     fitter = validation.Fitter(RUN)
     assert fitter.notes == []
-    fitter.prior.config["training_set"] = {"sha256": "ff" * 32}
+    fitter.prior.training_set = "ff" * 32
     assert "not of the population" in fitter.notes[0]
 
 

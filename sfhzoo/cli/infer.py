@@ -67,9 +67,9 @@ class WaveRange(click.ParamType):
         return low, high
 
 
-def default_output(spectrum: Path) -> Path:
-    """`<spectrum stem>.sfhzoo` in the current directory."""
-    name = spectrum.name
+def default_output(data: Path) -> Path:
+    """`<stem>.sfhzoo` in the current directory, for a spectrum or a table of photometry."""
+    name = data.name
     for suffix in (".gz", ".fits", ".fit", ".ecsv", ".csv", ".txt", ".dat"):
         name = name.removesuffix(suffix)
     return Path(f"{name or 'spectrum'}.sfhzoo")
@@ -95,6 +95,27 @@ def _check_units(lsf: str | None, flux_unit: str | None) -> None:
             raise click.BadParameter(str(e), param_hint=option) from e
 
 
+def _check_bands_alone(redshift: float | None, **of_spectrum: object) -> None:
+    """Options that photometry alone needs, or cannot use."""
+    if redshift is None:
+        raise click.UsageError("photometry alone has no redshift; give one with --redshift")
+    given = [f"--{name.replace('_', '-')}" for name, value in of_spectrum.items() if value]
+    if given:
+        raise click.UsageError(f"{given[0]} is of a spectrum, and there is none")
+
+
+def _read_bands(path: Path, ebv: float | None) -> Any:
+    """The photometry of a file, without the Galaxy's extinction if `ebv` says so."""
+    from sfhzoo.spectra.photometry import read_photometry
+
+    photometry = read_photometry(path)
+    if not ebv:
+        return photometry
+    from sfhzoo.spectra.extinction import deredden_bands
+
+    return deredden_bands(photometry, ebv)
+
+
 @contextmanager
 def _status(text: str, shown: bool) -> Iterator[None]:
     """A line on the terminal for as long as the block runs: an error then stands alone."""
@@ -108,7 +129,12 @@ def _status(text: str, shown: bool) -> Iterator[None]:
 
 
 @click.command("infer")
-@click.argument("spectrum", type=click.Path(path_type=Path))
+@click.argument("spectrum", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--photometry",
+    type=click.Path(path_type=Path),
+    help="Table of band fluxes (filter, mag or maggies, error), of SPECTRUM's aperture.",
+)
 @click.option("--prior", default=DEFAULT_PRIOR, show_default=True, help="Name or path of a prior.")
 @click.option(
     "--grid",
@@ -176,7 +202,7 @@ def _status(text: str, shown: bool) -> Iterator[None]:
     type=click.Choice(["free", "fixed"]),
     default="free",
     show_default=True,
-    help="Fit a factor on the file's errors.",
+    help="Fit a factor on the errors of SPECTRUM.",
 )
 @click.option("--ebv", type=click.FloatRange(0, 5), help="Galactic E(B-V) to remove first, mag.")
 @click.option("--air", is_flag=True, help="Wavelengths of the file are in air.")
@@ -213,13 +239,14 @@ def _status(text: str, shown: bool) -> Iterator[None]:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Output directory [default: <spectrum stem>.sfhzoo].",
+    help="Output directory [default: <stem of the file>.sfhzoo].",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of a table.")
 @click.option("--quiet", is_flag=True, help="No progress and no warnings on stderr.")
 def infer_command(
-    spectrum: Path,
+    spectrum: Path | None,
+    photometry: Path | None,
     out: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -235,31 +262,46 @@ def infer_command(
     """Posterior star formation and metallicity history of the galaxy in SPECTRUM.
 
     SPECTRUM is an SDSS spec-*.fits file or a table (FITS, ECSV, CSV) with columns wavelength,
-    flux and error (or ivar). Writes posterior.zarr, summary.json, summary.ecsv, histories.png
-    and spectrum.png into the output directory, whole or not at all.
+    flux and error (or ivar). Photometry joins it, or is fitted alone (with --redshift). Writes
+    posterior.zarr, summary.json, summary.ecsv, histories.png and spectrum.png into the output
+    directory, whole or not at all.
     """
     from sfhzoo.output import check_output
-    from sfhzoo.spectra.spectrum import Spectrum
 
+    data = spectrum or photometry
+    if data is None:
+        raise click.UsageError("expected SPECTRUM, --photometry TABLE or both, got neither")
+    if spectrum is None:
+        _check_bands_alone(redshift, air=air, lsf=lsf, flux_unit=flux_unit)
     if redshift is not None and not 0 < redshift < 20:
         raise click.BadParameter(
             f"expected above 0 and below 20, got {redshift}", param_hint="--redshift"
         )
     _check_units(lsf, flux_unit)
-    target = check_output(out or default_output(spectrum), overwrite)
-    observed = Spectrum.read(
-        spectrum, redshift=redshift, air=air, flux_unit=flux_unit, lsf=lsf, ebv=ebv
-    )
+    target = check_output(out or default_output(data), overwrite)
+    observed = None
+    if spectrum is not None:
+        from sfhzoo.spectra.spectrum import Spectrum
+
+        observed = Spectrum.read(
+            spectrum, redshift=redshift, air=air, flux_unit=flux_unit, lsf=lsf, ebv=ebv
+        )
+    bands = None if photometry is None else _read_bands(photometry, ebv)
     live = sys.stderr.isatty() and not quiet
-    with _status(f"fitting {observed.name} …", live):
+    name = data.stem if observed is None else observed.name
+    with _status(f"fitting {name} …", live):
         from sfhzoo.inference import infer
 
-        posterior = infer(observed, a_v=av, progress=live, **options)
+        posterior = infer(
+            observed, photometry=bands, redshift=redshift, a_v=av, progress=live, **options
+        )
     say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
-    say(
-        f"{observed.name}: redshift {posterior.redshift:g}, {observed.n_pixels} pixels, "
-        f"median S/N {observed.snr:.1f}"
-    )
+    facts = [f"redshift {posterior.redshift:g}"]
+    if observed is not None:
+        facts += [f"{observed.n_pixels} pixels", f"median S/N {observed.snr:.1f}"]
+    if posterior.bands is not None:
+        facts.append(f"{len(posterior.bands.names)} bands")
+    say(f"{name}: {', '.join(facts)}")
     posterior.save(target, overwrite=overwrite)
     summary = posterior.summary()
     for warning in summary["warnings"]:

@@ -32,11 +32,8 @@ from sfhzoo.forward.integrals import (
 from sfhzoo.forward.redshift import calc_flux_factor
 from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.timebins import TimeBins
-from sfhzoo.units import SPEED_OF_LIGHT
+from sfhzoo.units import AB_ZERO, ANGSTROM_PER_KM, SPEED_OF_LIGHT
 
-AB_ZERO = 3.631e-20
-"""erg/s/cm²/Hz, the flux density of magnitude 0"""
-_ANGSTROM_PER_KM = 1e13
 _MAX_MISSING = 1e-3
 """Share of a band's light that may fall outside the grid."""
 
@@ -74,7 +71,7 @@ class Filter:
     @property
     def response(self) -> Response:
         """r(λ) with ∫ r f_λ dλ in maggies, f_λ in erg/s/cm²/Å."""
-        zero = AB_ZERO * SPEED_OF_LIGHT * _ANGSTROM_PER_KM * self._inverse_moment
+        zero = AB_ZERO * SPEED_OF_LIGHT * ANGSTROM_PER_KM * self._inverse_moment
         return Response(self.wave, self.transmission / zero, 1)
 
     @property

@@ -58,8 +58,9 @@ def fit_calibration(
     """Coefficients [sample, order] in units of their rms, and chi² [sample].
 
     `flux` [sample, wave] are model spectra, `scale` the factor on the errors; chi² is with the
-    file's own errors.
+    file's own errors. `columns` may have further rows, of bands, which no calibration moves.
     """
+    columns = columns[: len(problem.flux)]
     residual = (problem.flux - flux) * problem.ivar.sqrt()
     c = draw_calibration(residual / scale, columns / scale, generator)
     return c, ((residual - c @ columns.T) ** 2).sum(1)

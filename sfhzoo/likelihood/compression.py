@@ -11,6 +11,9 @@ is applied after the velocities, at the mean one; A_V and sigma_v are then inter
 polynomials between exact nodes that span what the posterior needs, the velocity offset by a
 parabola. How much chi² all this loses is measured on the final samples (`calc_loss`), not assumed.
 
+Band fluxes are further data: y, Q and the templates each gain a block, Q's is 1. Velocities and
+the calibration polynomial do not move them; a factor on the errors is the spectrum's alone.
+
 The state is (x, u, c): standardised history, nuisance coordinates, calibration coefficients. The
 calibration polynomial, sum_n c_n P_n(t), multiplies a reference spectrum: S is linear in c.
 """
@@ -28,21 +31,20 @@ from sfhzoo.forward.attenuation import calc_attenuation, calc_calzetti_curve
 from sfhzoo.forward.model import ForwardModel, calc_spectrum
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood import nuisance
+from sfhzoo.likelihood.basis import calc_light, choose_basis, factorise
 from sfhzoo.likelihood.calibration import calc_calibration_rows
-from sfhzoo.likelihood.interpolation import Polynomial, count_nodes
-from sfhzoo.likelihood.linearised import LinearisedHistories, linearise_histories
+from sfhzoo.likelihood.interpolation import Polynomial, count_exponential_nodes, count_nodes
+from sfhzoo.likelihood.linearised import linearise_histories, scatter_weights
 from sfhzoo.likelihood.nuisance import N_NUISANCE, Nuisance
+from sfhzoo.likelihood.problem import Bands
 from sfhzoo.units import LN10, SPEED_OF_LIGHT
 
 MIN_FREEDOM = 50
 """Pixels beyond the model's span that are needed to estimate the factor on the errors."""
-N_PROBES = 420
-SPAN_TOLERANCE = 1e-5
-"""Relative error with which a few spectra stand for all templates."""
 MAX_LOSS = 0.6
 """Relative loss of SFR up to which a step is linear in SFR; then it goes on in its logarithm."""
-TOLERANCE = 1e-3
-"""chi² of a typical spectrum that the discarded directions may hold in total."""
+BAND_TOLERANCE = 1e-4
+"""Relative error of a band's flux by interpolation in A_V."""
 
 
 class Span(NamedTuple):
@@ -64,10 +66,12 @@ class CompressedLikelihood:
     span : where S must be accurate
     typical_sfr : [bin] Msun/yr, weights the templates when the basis is chosen
     generator : for the random probes of the templates' span
+    bands : band fluxes, or None
 
     Attributes
     ----------
-    columns : [wave, order] calibration polynomials times the reference, over the errors
+    basis : Q [component, wave + band]; in_bands [component] tells which components are bands
+    columns : [wave + band, order] calibration polynomials times the reference, over the errors
     """
 
     def __init__(
@@ -79,25 +83,26 @@ class CompressedLikelihood:
         span: Span,
         typical_sfr: Tensor,
         generator: torch.Generator,
+        bands: Bands | None = None,
     ) -> None:
-        self.model, self.scaling, self.ivar = model, scaling, ivar
+        self.model, self.scaling, self.ivar, self.bands = model, scaling, ivar, bands
         self.n_bins = model.templates.shape[0]
         weight = ivar.sqrt()
         self.whitened = flux * weight
-        self.a_v = Polynomial.over(*span.a_v, count_nodes(span.a_v[1] - span.a_v[0], 0.2, 0.8))
+        self.a_v = Polynomial.over(*span.a_v, self._count_dust_nodes(span))
         relative = (span.sigma_v[1] - span.sigma_v[0]) / (span.sigma_v[0] + 50.0)
         self.sigma_v = Polynomial.over(*span.sigma_v, count_nodes(relative, 0.1, 0.4))
         self.velocity_centre = 0.5 * (span.velocity[0] + span.velocity[1])
         self.velocity_step = max(0.5 * (span.velocity[1] - span.velocity[0]), 1.0)
-        spectra, coefficients = _factorise(model.templates.flatten(0, 1))
+        spectra, coefficients = factorise(model.templates.flatten(0, 1))
         kinematic = self._kinematic_spectra(spectra, weight)
         rest = model.wave_obs / (1 + model.redshift) / (1 + self.velocity_centre / SPEED_OF_LIGHT)
         curve = torch.from_numpy(calc_calzetti_curve(rest))
         dust = [calc_attenuation(a, curve) for a in self.a_v.nodes]
-        light = coefficients * _light(typical_sfr, len(model.nodes))[:, None]
-        self.basis = self._choose_basis(kinematic, light, dust, generator)
-        self.y = self.basis @ self.whitened
-        self.outside = float((self.whitened**2).sum() - (self.y**2).sum())
+        light = coefficients * calc_light(typical_sfr, len(model.nodes))[:, None]
+        spread = self.velocity_step
+        kinds = [*kinematic.sigma, kinematic.slope * spread, kinematic.curvature * spread**2]
+        self.basis = choose_basis(kinds, light, dust, generator)
         project = lambda t, d: coefficients @ ((t * d) @ self.basis.T)  # noqa: E731
         templates = torch.stack(
             [torch.stack([project(t, d) for t in kinematic.sigma]) for d in dust]
@@ -108,10 +113,18 @@ class CompressedLikelihood:
         ]
         # [template, (A_V node, sigma_v node | velocity terms, component)]: one matrix product
         stacked = torch.cat([templates, torch.stack(of_velocity)], dim=1)
+        self.in_bands = torch.zeros(len(self.basis), dtype=torch.bool)
+        if bands is not None:
+            stacked = torch.cat([stacked, self._calc_band_templates(bands)], dim=3)
+            self.whitened = torch.cat([self.whitened, bands.whitened])
+            self.basis = torch.block_diag(self.basis, torch.eye(len(bands), dtype=flux.dtype))
+            self.in_bands = pad(self.in_bands, (0, len(bands)), value=True)
+        self.y = self.basis @ self.whitened
+        self.outside = float((self.whitened**2).sum() - (self.y**2).sum())
         self.stacked = stacked.permute(2, 0, 1, 3).flatten(1).contiguous()
         self.by_mix = stacked.flatten(0, 1).flatten(1)
         self.rank = len(self.basis)
-        self.columns = torch.zeros(len(flux), 0, dtype=torch.float64)
+        self.columns = torch.zeros(len(self.whitened), 0, dtype=torch.float64)
         self.calibration = torch.zeros(0, self.rank, dtype=torch.float64)
 
     def calibrated(self, reference: Tensor, order: int) -> CompressedLikelihood:
@@ -124,7 +137,7 @@ class CompressedLikelihood:
         wave = self.model.wave_obs
         rows = torch.from_numpy(calc_calibration_rows(wave, (wave[0], wave[-1]), order))
         other = copy(self)
-        other.columns = (rows * reference * self.ivar.sqrt()).T
+        other.columns = self.extend((rows * reference * self.ivar.sqrt()).T)
         # templates lie in the span of the basis, so they have no part along what is added
         added = torch.linalg.qr(torch.cat([self.basis.T, other.columns], 1))[0][:, self.rank :].T
         other.basis = torch.cat([self.basis, added])
@@ -132,6 +145,7 @@ class CompressedLikelihood:
         other.outside = float((self.whitened**2).sum() - (other.y**2).sum())
         other.calibration = other.columns.T @ other.basis.T
         other.rank = len(other.basis)
+        other.in_bands = pad(self.in_bands, (0, len(added)), value=False)
         for name in ("stacked", "by_mix"):
             own = getattr(self, name)
             padded = pad(own.view(-1, self.rank), (0, len(added)))
@@ -157,6 +171,14 @@ class CompressedLikelihood:
         other.rank = len(transform)
         return other
 
+    def extend(self, columns: Tensor) -> Tensor:
+        """Columns [wave, k] with rows for the bands, which are 0: [wave + band, k]."""
+        return columns if self.bands is None else pad(columns, (0, 0, 0, len(self.bands)))
+
+    def per_component(self, value: float) -> Tensor:
+        """[component] `value` for those of the spectrum, 1 for bands."""
+        return torch.full_like(self.y, value).masked_fill(self.in_bands, 1.0)
+
     @property
     def n_nodes(self) -> int:
         """Number of metallicity nodes."""
@@ -165,6 +187,21 @@ class CompressedLikelihood:
     @property
     def n_state(self) -> int:
         return 2 * self.n_bins + N_NUISANCE + self.n_calibration
+
+    def _count_dust_nodes(self, span: Span) -> int:
+        width = span.a_v[1] - span.a_v[0]
+        n = count_nodes(width, 0.2, 0.8)
+        if self.bands is None:
+            return n
+        exponent = 0.4 * LN10 * self.bands.steepness * width
+        return max(n, count_exponential_nodes(exponent, BAND_TOLERANCE))
+
+    def _calc_band_templates(self, bands: Bands) -> Tensor:
+        """[A_V node, sigma_v node | velocity terms, template, band] over the errors."""
+        seen = (bands.model.at(self.a_v.nodes) / bands.error).flatten(1, 2)
+        kinds = torch.ones(len(self.sigma_v.nodes) + 2, dtype=seen.dtype)
+        kinds[-2:] = 0.0
+        return kinds[:, None, None] * seen[:, None]
 
     def _kinematic_spectra(self, spectra: Tensor, weight: Tensor) -> _Kinematic:
         """Whitened spectra [spectrum, wave] at the sigma_v nodes, and their velocity terms."""
@@ -176,29 +213,6 @@ class CompressedLikelihood:
         up, down = seen(middle, v0 + step), seen(middle, v0 - step)
         return _Kinematic(at, (up - down) / (2 * step), (up + down - 2 * here) / step**2)
 
-    def _choose_basis(
-        self, kinematic: _Kinematic, light: Tensor, dust: list[Tensor], generator: torch.Generator
-    ) -> Tensor:
-        """Orthonormal rows [component, wave] that hold all templates up to `TOLERANCE` in chi².
-
-        Random combinations of templates, each in proportion to the light it may give, find the
-        span (Halko, Martinsson & Tropp 2011, SIAM Review 53, 217); `light` [template, spectrum].
-        """
-        spread = self.velocity_step
-        kinds = [*kinematic.sigma, kinematic.slope * spread, kinematic.curvature * spread**2]
-        per_kind = max(N_PROBES // len(dust) // len(kinds) + 1, 24)
-        probes = []
-        for d in dust:
-            for kind in kinds:
-                mix = torch.randn((per_kind, len(light)), generator=generator, dtype=torch.float64)
-                probes.append(((mix @ light) @ kind) * d)
-        rows = torch.cat(probes)
-        values, axes = torch.linalg.eigh(rows @ rows.T)
-        rest = values.clamp(min=0).cumsum(0) / len(rows)
-        rank = max(int((rest > TOLERANCE).sum()), 8)
-        # the squares hide small directions from the eigenvalues, so they are made orthogonal anew
-        return torch.linalg.qr((axes[:, -rank:].T @ rows).T)[0].T
-
     def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [sample, 2, bin], u [sample, 3] and c [sample, order] of states."""
         d = 2 * self.n_bins
@@ -209,7 +223,7 @@ class CompressedLikelihood:
         """S [sample, component]."""
         x, u, c = self.split(state)
         at = linearise_histories(self.scaling, self.model.nodes, x)
-        by_node = self._by_node(_scatter(at, self.n_nodes))
+        by_node = self._by_node(scatter_weights(at, self.n_nodes))
         return self._mix(self._nuisance(u), by_node) + c @ self.calibration
 
     def linearise(self, state: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,7 +244,7 @@ class CompressedLikelihood:
             low, high, at.share[..., None]
         )
         columns[:, self.n_bins : d] = at.d_z[..., None] * (high - low)
-        by_node = self._by_node(_scatter(at, self.n_nodes))
+        by_node = self._by_node(scatter_weights(at, self.n_nodes))
         columns[:, d : d + N_NUISANCE] = self._nuisance_columns(u, mix, by_node)
         columns[:, d + N_NUISANCE :] = self.calibration
         gradient = (columns @ residual[..., None])[..., 0]
@@ -286,7 +300,7 @@ class CompressedLikelihood:
         return torch.stack([by_dust, by_sigma, by_velocity], 1) * slopes[..., None]
 
     def calc_chi2(self, state: Tensor) -> Tensor:
-        """chi² [sample] over all pixels in use."""
+        """chi² [sample] over all pixels in use, and bands."""
         return ((self.y - self.predict(state)) ** 2).sum(1) + self.outside
 
     def calc_flux(self, state: Tensor) -> Tensor:
@@ -298,15 +312,33 @@ class CompressedLikelihood:
         fine = calc_spectrum(sfr, logzsol, model.templates, model.nodes)
         return model.observe(fine, p.a_v, p.sigma_v, p.velocity)
 
-    def calc_loss(self, state: Tensor, flux: Tensor) -> Tensor:
+    def calc_bands(self, state: Tensor) -> Tensor:
+        """Exact band fluxes [sample, band], maggies; [sample, 0] without bands."""
+        if self.bands is None:
+            return state.new_zeros(len(state), 0)
+        x, u, _ = self.split(state)
+        return self.bands.model(*self.scaling.from_x(x), nuisance.to_physical(u).a_v)
+
+    def to_flux(self, components: Tensor) -> Tensor:
+        """Spectra [..., wave] of `components` [..., component], erg/s/cm²/Å."""
+        weight = self.ivar.sqrt()
+        return (components @ self.basis)[..., : len(weight)] / weight
+
+    def calc_loss(self, state: Tensor, flux: Tensor, scale: float = 1.0) -> Tensor:
         """chi² [sample] by which compression and interpolation misstate exact spectra `flux`.
 
         The calibration is the same on both sides, so `state` may end before its coefficients.
+        `scale` is a further factor on the spectrum's errors.
         """
         before_c = 2 * self.n_bins + N_NUISANCE
         c = state.new_zeros(len(state), self.n_calibration)
         model = self.predict(torch.cat([state[:, :before_c], c], dim=1))
-        return ((flux * self.ivar.sqrt() - model @ self.basis) ** 2).sum(1)
+        rebuilt = model @ self.basis
+        n = flux.shape[1]
+        loss = ((flux * self.ivar.sqrt() - rebuilt[:, :n]) ** 2).sum(1) / scale**2
+        if self.bands is None:
+            return loss
+        return loss + ((self.calc_bands(state) / self.bands.error - rebuilt[:, n:]) ** 2).sum(1)
 
     def calc_outside_rms(self) -> float:
         """rms residual, in units of the errors, of the flux outside the span of all templates.
@@ -348,14 +380,6 @@ class _Kinematic(NamedTuple):
     curvature: Tensor
 
 
-def _scatter(at: LinearisedHistories, n_nodes: int) -> Tensor:
-    """Weights [sample, bin * metallicity] of the templates."""
-    weights = torch.zeros(*at.sfr.shape, n_nodes, dtype=at.sfr.dtype)
-    weights.scatter_(2, at.node[..., None], (at.sfr * (1 - at.share))[..., None])
-    weights.scatter_add_(2, at.node[..., None] + 1, (at.sfr * at.share)[..., None])
-    return weights.flatten(1)
-
-
 def span_of(u: Tensor, widen: float = 3.0) -> Span:
     """A span that holds coordinates u [sample, 3], widened by `widen` times their spread."""
     physical: Nuisance = nuisance.to_physical(u)
@@ -370,21 +394,3 @@ def span_of(u: Tensor, widen: float = 3.0) -> Span:
             pad = 0.5 * widen * spread
             ranges.append((max(lo, lowest - pad), min(hi, highest + pad)))
     return Span(*ranges)
-
-
-def _light(sfr: Tensor, n_nodes: int) -> Tensor:
-    """SFR each template [bin * metallicity] may stand for."""
-    return (sfr + 0.02 * sfr.mean()).repeat_interleave(n_nodes)
-
-
-def _factorise(templates: Tensor) -> tuple[Tensor, Tensor]:
-    """(spectra [spectrum, fine], coefficients [template, spectrum]) with templates their product.
-
-    Populations of similar age look alike: far fewer spectra than templates need broadening.
-    """
-    norm = templates.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    unit = templates / norm
-    values, axes = torch.linalg.eigh(unit @ unit.T)
-    keep = values > SPAN_TOLERANCE**2 * values[-1]
-    axes = axes[:, keep]
-    return axes.T @ unit, axes * norm

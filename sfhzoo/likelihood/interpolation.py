@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,3 +42,15 @@ class Polynomial:
 def count_nodes(width: float, narrow: float, wide: float) -> int:
     """Nodes that interpolate an exponential to a part in a million over a range of this width."""
     return 3 if width < narrow else 4 if width < wide else 5
+
+
+def count_exponential_nodes(exponent: float, tolerance: float) -> int:
+    """Chebyshev nodes that interpolate exp(-t) over a range of `exponent` in t, at least 3.
+
+    The error, relative to the value in the middle, is 2 (exponent / 4)^n / n! (the remainder of
+    Chebyshev interpolation).
+    """
+    n = 3
+    while 2 * (exponent / 4) ** n / math.factorial(n) > tolerance:
+        n += 1
+    return n

@@ -43,3 +43,11 @@ def linearise_histories(scaling: HistoryScaling, nodes: Tensor, x: Tensor) -> Li
     return LinearisedHistories(
         sfr, node, (value - nodes[node]) / width, d_sfr.expand_as(sfr), slope * sfr / width
     )
+
+
+def scatter_weights(at: LinearisedHistories, n_nodes: int) -> Tensor:
+    """Weights [sample, bin * metallicity] (Msun/yr) of templates at `n_nodes` metallicities."""
+    weights = torch.zeros(*at.sfr.shape, n_nodes, dtype=at.sfr.dtype)
+    weights.scatter_(2, at.node[..., None], (at.sfr * (1 - at.share))[..., None])
+    weights.scatter_add_(2, at.node[..., None] + 1, (at.sfr * at.share)[..., None])
+    return weights.flatten(1)

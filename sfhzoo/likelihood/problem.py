@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfhzoo.forward.bands import BandModel
 from sfhzoo.forward.model import ForwardModel
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood import nuisance
@@ -18,6 +20,33 @@ ERROR_SCALE_SPREAD = 0.3
 """Of ln f, f being the factor on the errors: errors are right to some tens of per cent."""
 CALIBRATION_RMS = 0.02
 """Prior of each Legendre coefficient of the relative flux calibration."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bands:
+    """Band fluxes of the galaxy, as much its data as the pixels.
+
+    model : what a history gives in these bands
+    maggies, error : [band]
+    """
+
+    model: BandModel
+    maggies: Tensor
+    error: Tensor
+
+    def __len__(self) -> int:
+        return len(self.maggies)
+
+    @property
+    def whitened(self) -> Tensor:
+        """Fluxes over their errors [band]."""
+        return self.maggies / self.error
+
+    @property
+    def steepness(self) -> float:
+        """Largest A(λ)/A_V of the bands."""
+        pivot = np.array([f.wave_pivot for f in self.model.filters])
+        return float(np.max(self.model.law(pivot / (1 + self.model.redshift))))
 
 
 @dataclass(frozen=True)
@@ -30,8 +59,9 @@ class Problem:
     flux, ivar : [wave] of those pixels, erg/s/cm²/Å and its inverse square
     scaling : of the prior's x
     a_v, sigma_v, velocity : a fixed value (mag, km/s, km/s), or None to sample it
-    fit_error_scale : scale the file's errors by a factor that is fitted
+    fit_error_scale : scale the spectrum's errors by a factor that is fitted
     calibration_order, calibration_rms : of the calibration polynomial; order 0 = none
+    bands : band fluxes, or None
     """
 
     model: ForwardModel
@@ -44,10 +74,21 @@ class Problem:
     fit_error_scale: bool = True
     calibration_order: int = 0
     calibration_rms: float = CALIBRATION_RMS
+    bands: Bands | None = None
 
     @property
     def n_bins(self) -> int:
         return self.model.templates.shape[0]
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether any pixel carries data."""
+        return bool((self.ivar > 0).any())
+
+    def whiten(self, scale: float = 1.0) -> Tensor:
+        """Data over errors [wave + band]; `scale` is a factor on the spectrum's errors."""
+        pixels = self.flux * self.ivar.sqrt() / scale
+        return pixels if self.bands is None else torch.cat([pixels, self.bands.whitened])
 
     def fixed_coordinates(self) -> Tensor:
         """Nuisance coordinates u [3]; NaN where the parameter is free."""

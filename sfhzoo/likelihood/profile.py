@@ -27,7 +27,10 @@ HIGHEST = np.array([nuisance.A_V_MAX, nuisance.SIGMA_V_RANGE[1], nuisance.VELOCI
 
 
 class Profile(NamedTuple):
-    """Best-fitting dust and kinematics (mag, km/s, km/s), and chi² and flux [wave] there."""
+    """Best-fitting dust and kinematics (mag, km/s, km/s), and chi² and flux [wave] there.
+
+    chi² is that of pixels and bands.
+    """
 
     a_v: float
     sigma_v: float
@@ -51,7 +54,7 @@ def fit_profile(
     max_evaluations : of chi²; the simplex search is stopped there
     """
     weight = problem.ivar.sqrt()
-    y = (problem.flux * weight).numpy()
+    y = problem.whiten().numpy()
     templates = problem.model.templates[::STRIDE].flatten(0, 1)
     fixed = (problem.a_v, problem.sigma_v, problem.velocity)
     free = [i for i, value in enumerate(fixed) if value is None]
@@ -66,7 +69,7 @@ def fit_profile(
     def fit_at(inside: NDArray[np.float64]) -> tuple[Tensor, float]:
         """Best flux [wave] and its chi² with dust and kinematics given."""
         spectra = problem.model.observe(templates, *inside.tolist())
-        design = spectra * weight
+        design = _add_bands(problem, spectra * weight, float(inside[0]))
         # bins after the observation are dark; nnls wants columns of similar size
         norm = design.norm(dim=1).clamp(min=1e-300)
         amount, residual = nnls((design / norm[:, None]).numpy().T, y)
@@ -88,6 +91,14 @@ def fit_profile(
     flux, chi2 = fit_at(best)
     a_v, sigma_v, velocity = best.tolist()
     return Profile(a_v, sigma_v, velocity, chi2, flux)
+
+
+def _add_bands(problem: Problem, design: Tensor, a_v: float) -> Tensor:
+    """Whitened templates [template, wave + band] from those of the pixels [template, wave]."""
+    if problem.bands is None:
+        return design
+    bands = problem.bands.model.at(a_v)[::STRIDE].flatten(0, 1) / problem.bands.error
+    return torch.cat([design, bands], dim=1)
 
 
 def calc_error_scale(chi2: float, n_pixels: int) -> float:

@@ -248,7 +248,7 @@ def _select(moved: Moved, n: int, generator: torch.Generator) -> tuple[Tensor, i
         raise SamplingError(
             f"only {len(good)} of {total} draws reached the data, {unfinished} were still moving "
             f"after {done.iterations} iterations; the spectrum is unlike any galaxy the posterior "
-            "network was trained on (try --sampler pnpdm)"
+            "network was trained on, or its bands are of another aperture (try --sampler pnpdm)"
         )
     order = torch.randperm(len(good), generator=generator)
     return good[order.repeat(-(-n // len(good)))[:n]], total - len(good)

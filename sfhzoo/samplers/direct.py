@@ -31,7 +31,7 @@ class Setup:
     """A problem, where u starts, and which coordinates are free.
 
     reference : best fit of non-negative templates [wave]; the calibration multiplies it
-    centre : its u [3]; None without data
+    centre : its u [3]; None without a spectrum: bands alone do not fix it
     free : [2 bin + 3] bool
     """
 
@@ -45,11 +45,16 @@ class Setup:
         """Fits dust and kinematics to begin with."""
         free = torch.ones(2 * problem.n_bins + N_NUISANCE, dtype=torch.bool)
         free[-N_NUISANCE:] = problem.fixed_coordinates().isnan()
-        if not bool((problem.ivar > 0).any()):
+        if not problem.has_pixels:
             return cls(problem, torch.zeros_like(problem.flux), None, free)
         found = fit_profile(problem)
         values = (torch.tensor(v, dtype=torch.float64) for v in found[:3])
         return cls(problem, found.flux, nuisance.to_coordinates(*values), free)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is anything to fit."""
+        return self.centre is not None or self.problem.bands is not None
 
     @property
     def d(self) -> int:
@@ -67,7 +72,10 @@ class Setup:
 
     def spread(self) -> Tensor:
         """Two states [2, n_state] at the ends of the first interpolation range."""
-        wide = 3.0 if self.centre is None else 1.0
+        wide = 1.0
+        if self.centre is None:
+            # bands alone leave A_V anywhere
+            wide = 3.0 if self.problem.bands is None else 8.0
         step = torch.tensor(SPREAD, dtype=torch.float64) * self.free[self.d :] * wide
         states = self.initial(2)
         states[:, self.d :] += torch.stack([-step, step])
@@ -84,7 +92,7 @@ class Setup:
         sfr = problem.scaling.from_x(state[:, : self.d].view(-1, 2, problem.n_bins)).sfr
         compressed = CompressedLikelihood(
             problem.model, problem.flux, problem.ivar, problem.scaling,
-            span_of(state[:, self.d :], 2.0), sfr.median(0).values, generator,
+            span_of(state[:, self.d :], 2.0), sfr.median(0).values, generator, problem.bands,
         ).calibrated(self.reference, problem.calibration_order)  # fmt: skip
         if scale is None:
             scale = calc_noise_scale(compressed) if problem.fit_error_scale else 1.0

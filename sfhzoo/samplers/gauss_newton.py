@@ -38,7 +38,8 @@ class Likelihood(Protocol):
 class CurvedLikelihood:
     """A compressed likelihood with calibration errors in its noise; states are (x, u).
 
-    With noise N = f² + R R^T and its Cholesky factor L, data and S are multiplied by L^-1.
+    With noise N = f² + R R^T (1 for bands) and its Cholesky factor L, data and S are multiplied
+    by L^-1.
 
     Parameters
     ----------
@@ -50,15 +51,16 @@ class CurvedLikelihood:
     def __init__(self, of: CompressedLikelihood, calibration_rms: float, scale: float) -> None:
         self.scale, self.columns = scale, calibration_rms * of.columns
         seen = of.basis @ self.columns
-        eye = torch.eye(of.rank, dtype=seen.dtype)
-        noise = self.scale**2 * eye + seen @ seen.T
+        noise = torch.diag(of.per_component(self.scale**2)) + seen @ seen.T
         transform = torch.linalg.inv(torch.linalg.cholesky(noise))
         self.full, self._of = of, of.marginal(transform)
         self.y = transform @ of.y
 
     def calc_ratio(self, state: Tensor) -> Tensor:
         """chi² per pixel [chain], calibration errors marginalised: about 1 if f is right."""
-        chi2 = ((self.y - self.predict(state)) ** 2).sum(1)
+        # L mixes no band with the spectrum
+        spectrum = ~self.full.in_bands
+        chi2 = ((self.y - self.predict(state))[:, spectrum] ** 2).sum(1)
         return (chi2 + self.full.outside / self.scale**2) / len(self.full.ivar)
 
     def predict(self, state: Tensor) -> Tensor:

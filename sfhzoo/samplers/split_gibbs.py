@@ -188,7 +188,7 @@ class SplitGibbsSampler:
         Draws of the prior cost a network call per step instead of a Jacobian.
         """
         initial = setup.initial(n)
-        if setup.centre is None:
+        if not setup.has_data:
             x = self.prior.sample_x(n, generator, PRIOR_STEPS).cpu().double().flatten(1)
             x = x + self.rho_min * torch.randn(x.shape, generator=generator, dtype=x.dtype)
             u = torch.randn((n, initial.shape[1] - setup.d), generator=generator, dtype=x.dtype)

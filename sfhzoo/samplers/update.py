@@ -110,7 +110,9 @@ def update(
             columns = problem.calibration_rms * scale * likelihood.columns
             ratio = _calc_scale_ratio(likelihood) if fit_scale else 1.0
             scale *= ratio
-            functionals = blunt.functionals / scale
+            # bands keep their errors, and the network does not see them
+            per_component = likelihood.per_component(ratio)
+            functionals = likelihood.extend(blunt.functionals / scale)
             # views were made with another factor on the errors
             change = (blunt.scale / scale) ** 2
             fission = Fission(
@@ -118,20 +120,20 @@ def update(
             )
         with watch("polish"):
             views = blunt.views * change
-            first = likelihood.marginal(fission.first_transform / ratio)
+            first = likelihood.marginal(fission.first_transform / per_component)
             precision = calc_precision(
                 blunt.centred(), free, population + _calc_information(first, blunt.state)
             )
-            turn = _choose_directions(likelihood.marginal(fission.transform / ratio), blunt.state)
-            whitened = problem.flux * problem.ivar.sqrt() / scale
-            rest = fission.second(whitened, views)[pick // blunt.size] @ turn.T
+            seen = likelihood.marginal(fission.transform / per_component)
+            turn = _choose_directions(seen, blunt.state)
+            rest = fission.second(problem.whiten(scale), views)[pick // blunt.size] @ turn.T
             target = rest + torch.randn(rest.shape, generator=generator, dtype=rest.dtype)
-            second = likelihood.marginal(turn @ fission.transform / ratio)
+            second = likelihood.marginal(turn @ fission.transform / per_component)
             polished = polish(second, anchors, target, precision, free, initial)
             settled = is_settled(polished.cost)
         with watch("check"):
             flux = likelihood.calc_flux(polished.state)
-            loss = likelihood.calc_loss(polished.state, flux) / ratio**2
+            loss = likelihood.calc_loss(polished.state, flux, ratio)
         if builds == MAX_BUILDS or float(loss[settled].median()) < MAX_LOSS:
             arrived = settled & (loss < max(WRONG_LOSS, 4 * float(loss[settled].median())))
             rank, directions = likelihood.rank, len(turn)
@@ -149,7 +151,7 @@ def _build_likelihood(
     x, u = split_state(state, problem.n_bins)
     return CompressedLikelihood(
         problem.model, problem.flux, problem.ivar / scale**2, problem.scaling, span_of(u),
-        problem.scaling.from_x(x).sfr.mean(0), generator,
+        problem.scaling.from_x(x).sfr.mean(0), generator, problem.bands,
     )  # fmt: skip
 
 
@@ -159,13 +161,12 @@ def _calc_expected_flux(
     """Spectrum [wave] expected from draws and data: linear-Gaussian, calibration marginalised."""
     predicted = likelihood.predict(state)
     mean = predicted.mean(0)
-    weight = likelihood.ivar.sqrt()
-    rough = likelihood.calibrated((mean @ likelihood.basis) / weight, problem.calibration_order)
+    rough = likelihood.calibrated(likelihood.to_flux(mean), problem.calibration_order)
     seen = problem.calibration_rms * rough.calibration[:, : likelihood.rank]
     covariance = torch.cov(predicted.T)
     noise = torch.eye(likelihood.rank, dtype=mean.dtype) + seen.T @ seen
     gain = torch.linalg.solve(covariance + noise, likelihood.y - mean)
-    return ((mean + covariance @ gain) @ likelihood.basis) / weight
+    return likelihood.to_flux(mean + covariance @ gain)
 
 
 def _calc_scale_ratio(likelihood: CompressedLikelihood) -> float:
