@@ -154,6 +154,8 @@ def main() -> None:
         return sfhzoo.infer(spectrum, prior, grid, samples=args.samples, seed=args.seed,
                             sampler=args.sampler, **options)  # fmt: skip
 
+    if args.figures:
+        args.figures.mkdir(parents=True, exist_ok=True)
     table = [
         "| object | redshift | pixels | " + " | ".join(COLUMNS)
         + " | chi²/pixel | structures | outliers | s |",

@@ -1,8 +1,9 @@
 """The default sampler: a posterior network draws, the exact likelihood completes.
 
     1. The part of the flux outside the span of all spectra gives the factor on the errors.
-    2. The network draws given blunt views of the data (`fission`): no coefficient is known better
-       than to 1 / 30 of its spread, so what it has to resolve is within its reach.
+    2. The network draws given blunt views of the data (`fission`): they hold a third of the
+       information, and no coefficient is known better than to 1 / 30 of its spread, so what it has
+       to resolve is within its reach.
     3. Each draw is updated with the rest of the data under the exact likelihood (`polish`).
 
 Where the network is right the result is the posterior, up to the curvature over the spread that a
