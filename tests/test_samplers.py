@@ -306,6 +306,8 @@ def test_one_view_tells_nothing():
     values = torch.randn(20, 2, dtype=torch.float64)
     assert calc_view_dependence(values, torch.zeros(20)) == (20.0, 1.0)
     assert calc_view_dependence(values, torch.arange(20)) == (20.0, 1.0)
+    # nor do 20 draws, of which three share a view with another
+    assert calc_view_dependence(values, torch.arange(20) % 17) == (20.0, 1.0)
 
 
 # ---- calibration --------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ MAX_MISFIT = 1.15
 """Median chi² over its expectation beyond which the errors are scaled up and all is repeated."""
 MAX_ROUNDS = 3
 MAX_RHAT = 1.3
+MIN_WITHIN = 20
+"""Degrees of freedom within views below which nothing is said about their agreement."""
 MAX_SHIFT = 1.0
 """Mean squared shift per coordinate beyond which the network's draws were not near the data."""
 
@@ -211,7 +213,7 @@ def calc_view_dependence(values: Tensor, view: Tensor) -> tuple[float, float]:
     groups, member = torch.unique(view, return_inverse=True)
     g = len(groups)
     size = torch.bincount(member).double()
-    if g < 2 or n <= g:
+    if g < 2 or n - g < MIN_WITHIN:
         return float(n), 1.0
     sums = torch.zeros(g, values.shape[1], dtype=values.dtype).index_add_(0, member, values)
     means = sums / size[:, None]
