@@ -134,10 +134,8 @@ class CompressedLikelihood:
         they would seem to tell calibration from dust, and A_V come out with half its error; the
         noise of the data themselves does the opposite.
         """
-        wave = self.model.wave_obs
-        rows = torch.from_numpy(calc_calibration_rows(wave, (wave[0], wave[-1]), order))
         other = copy(self)
-        other.columns = self.extend((rows * reference * self.ivar.sqrt()).T)
+        other.columns = self.calc_columns(reference, order)
         # templates lie in the span of the basis, so they have no part along what is added
         added = torch.linalg.qr(torch.cat([self.basis.T, other.columns], 1))[0][:, self.rank :].T
         other.basis = torch.cat([self.basis, added])
@@ -151,6 +149,12 @@ class CompressedLikelihood:
             padded = pad(own.view(-1, self.rank), (0, len(added)))
             setattr(other, name, padded.view(len(own), -1))
         return other
+
+    def calc_columns(self, reference: Tensor, order: int) -> Tensor:
+        """Legendre polynomials times `reference` [wave], over the errors [wave + band, order]."""
+        wave = self.model.wave_obs
+        rows = torch.from_numpy(calc_calibration_rows(wave, (wave[0], wave[-1]), order))
+        return self.extend((rows * reference * self.ivar.sqrt()).T)
 
     @property
     def n_calibration(self) -> int:

@@ -161,10 +161,10 @@ def _calc_expected_flux(
     """Spectrum [wave] expected from draws and data: linear-Gaussian, calibration marginalised."""
     predicted = likelihood.predict(state)
     mean = predicted.mean(0)
-    rough = likelihood.calibrated(likelihood.to_flux(mean), problem.calibration_order)
-    seen = problem.calibration_rms * rough.calibration[:, : likelihood.rank]
+    columns = likelihood.calc_columns(likelihood.to_flux(mean), problem.calibration_order)
+    seen = problem.calibration_rms * likelihood.basis @ columns
     covariance = torch.cov(predicted.T)
-    noise = torch.eye(likelihood.rank, dtype=mean.dtype) + seen.T @ seen
+    noise = torch.eye(likelihood.rank, dtype=mean.dtype) + seen @ seen.T
     gain = torch.linalg.solve(covariance + noise, likelihood.y - mean)
     return likelihood.to_flux(mean + covariance @ gain)
 

@@ -11,6 +11,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -92,14 +94,21 @@ def read_spectrum(
 
     file = Path(path)
     options = ReadOptions(redshift, air, flux_unit, lsf)
-    try:
+    with explained(file, EXPECTED):
         spectrum = _parse(file, options)
         return spectrum if ebv is None else deredden(spectrum, ebv)
+
+
+@contextmanager
+def explained(file: Path, expected: str) -> Iterator[None]:
+    """Whatever a damaged file raises within becomes one DataError that names it."""
+    try:
+        yield
     except DataError as error:
         raise DataError(f"{show(file)}: {one_line(error)}") from error
     except PARSE_ERRORS as error:
         raise DataError(
-            f"{show(file)}: {EXPECTED}, got a file that cannot be read "
+            f"{show(file)}: {expected}, got a file that cannot be read "
             f"({type(error).__name__}: {one_line(error)})"
         ) from error
 

@@ -22,7 +22,12 @@ from numpy.typing import NDArray
 
 from sfhzoo.errors import DataError
 from sfhzoo.forward.bands import Filter, load_filters
-from sfhzoo.spectra.files import PARSE_ERRORS, decode, decompress, one_line, read_bytes, show
+from sfhzoo.spectra.files import (
+    decode,
+    decompress,
+    explained,
+    read_bytes,
+)
 from sfhzoo.spectra.table import parse_unit
 from sfhzoo.units import LN10
 
@@ -111,17 +116,10 @@ def read_photometry(path: str | PathLike[str]) -> Photometry:
         filter (with the closest names), magnitudes or errors that cannot be
     """
     file = Path(path)
-    try:
+    with explained(file, EXPECTED):
         content = read_bytes(file)
         meta = {"file": file.name, "sha256": hashlib.sha256(content).hexdigest()}
         return _build(_parse(decompress(content)), meta)
-    except DataError as error:
-        raise DataError(f"{show(file)}: {one_line(error)}") from error
-    except PARSE_ERRORS as error:
-        raise DataError(
-            f"{show(file)}: {EXPECTED}, got a file that cannot be read "
-            f"({type(error).__name__}: {one_line(error)})"
-        ) from error
 
 
 def _parse(content: bytes) -> Any:

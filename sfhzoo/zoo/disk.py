@@ -69,10 +69,9 @@ def _within(snapshot: Path, card: Card) -> Path:
 
 
 def _record_path(source: Source, name: str, cache_dir: Where) -> Path:
-    from sfhzoo.zoo import hub
+    from sfhzoo.zoo import cache
 
-    repo = f"models--{source.repo.replace('/', '--')}"
-    return hub.cache_root(cache_dir) / repo / "sfhzoo" / f"{name}.json"
+    return cache.repo_directory(source.repo, cache_dir) / "sfhzoo" / f"{name}.json"
 
 
 def recorded(cache_dir: Where = None) -> dict[str, Card]:

@@ -7,7 +7,6 @@ request is made; what is on this disk needs none (module `cache`, whose names ca
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 from sfhzoo import __version__
 from sfhzoo.errors import ArtifactError, NotCached
 from sfhzoo.zoo import transfer
+from sfhzoo.zoo.bounds import parse_json
 from sfhzoo.zoo.cache import (
     Snapshot,
     cache_root,
@@ -206,8 +206,8 @@ def _record(entry: Any, where: str) -> FileRecord:
 
 def _parse_object(content: bytes, where: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(content)
-    except (ValueError, RecursionError) as e:
+        parsed = parse_json(content)
+    except ValueError as e:
         raise ArtifactError(f"{where}: expected JSON: {e}") from e
     if not isinstance(parsed, dict):
         raise ArtifactError(f"{where}: expected a JSON object, got {type(parsed).__name__}")
