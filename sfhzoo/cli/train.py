@@ -65,10 +65,19 @@ def train_command(
     help="Simulated observations.",
 )
 @click.option("--steps", type=click.IntRange(1), default=24_000, show_default=True)
+@click.option(
+    "--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-3, show_default=True
+)
+@click.option(
+    "--start",
+    metavar="NETWORK",
+    help="Posterior network (name or directory) whose weights are the first guess; a third of the "
+    "steps at --learning-rate 3e-4 is then enough.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def amortize_command(
     prior: str, grid: str, training_set: Path, out: Path, threads: int | None, pool: int,
-    steps: int, quiet: bool,
+    steps: int, learning_rate: float, start: str | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Train the posterior network of PRIOR with GRID on simulated observations.
 
@@ -77,5 +86,5 @@ def amortize_command(
     from sfhzoo.samplers.amortize import AmortizeOptions, amortize
 
     _set_threads(threads)
-    options = AmortizeOptions(pool=pool, steps=steps)
+    options = AmortizeOptions(pool=pool, steps=steps, learning_rate=learning_rate, start=start)
     click.echo(str(amortize(prior, grid, training_set, out, options, progress=not quiet)))

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sfhzoo.errors import DataError, SamplingError
+from sfhzoo.errors import DataError, Incompatible, SamplingError
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.priors.network import SpectralMLP, build_network, build_score_model
 from sfhzoo.priors.schedule import NoiseSchedule
@@ -38,6 +38,8 @@ class TrainingOptions:
     """The `[training]` table of a recipe."""
 
     training_set: str
+    start: str | None = None
+    """name or directory of a prior whose weights to begin with; None for random ones"""
     steps: int = 40_000
     batch: int = 512
     learning_rate: float = 1e-3
@@ -68,7 +70,10 @@ class TrainingOptions:
         return cls(**table)
 
 
-def calc_principal_components(x: Tensor, floor: float = 1e-6) -> tuple[Tensor, Tensor]:
+EIGENVALUE_FLOOR = 1e-6
+
+
+def calc_principal_components(x: Tensor, floor: float = EIGENVALUE_FLOOR) -> tuple[Tensor, Tensor]:
     """Eigenvectors (columns) and eigenvalues [d] of the second moment of x [galaxy, d]."""
     flat = x.flatten(1).double()
     eigenvalues, basis = torch.linalg.eigh(flat.T @ flat / len(flat))
@@ -291,6 +296,7 @@ def train(
         "threads": torch.get_num_threads(),
         "final_loss": state.losses[-1],
         "recipe": asdict(options),
+        "start": _describe(options.start),
     }
     config = _config(recipe, options, schedule, scaling, data, metadata)
     save_prior(Prior(network.eval(), config), out)
@@ -302,11 +308,39 @@ def _fresh_network(options: TrainingOptions, schedule: NoiseSchedule, x: Tensor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network = build_network(options.architecture, options.network, schedule)
+    if options.start is not None:
+        _begin_from(options.start, network)
     if isinstance(network, SpectralMLP):
-        basis, eigenvalues = calc_principal_components(x)
-        network.basis.copy_(basis)
-        network.eigenvalues.copy_(eigenvalues)
+        flat = x.flatten(1)
+        if options.start is None:
+            network.basis.copy_(calc_principal_components(x)[0])
+        # in the basis of another population these are variances, no longer eigenvalues
+        variances = (flat @ network.basis).double().square().mean(0)
+        network.eigenvalues.copy_(variances.clamp(min=EIGENVALUE_FLOOR))
     return network
+
+
+def _describe(start: str | None) -> dict[str, str] | None:
+    from sfhzoo.zoo.artifacts import load_prior
+
+    if start is None:
+        return None
+    found = load_prior(start)
+    return {"name": found.name, "sha256": found.sha256}
+
+
+def _begin_from(start: str, network: nn.Module) -> None:
+    """Weights and basis of another prior; Incompatible when its network has another shape."""
+    from sfhzoo.zoo.artifacts import load_prior
+
+    found = load_prior(start)
+    try:
+        network.load_state_dict(found.network.state_dict())
+    except RuntimeError as e:
+        raise Incompatible(
+            f"training cannot start from {found.name}: expected the recipe's architecture and "
+            f"network ({e})"
+        ) from e
 
 
 def _identity(options: TrainingOptions) -> str:

@@ -17,6 +17,7 @@ from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood.nuisance import N_NUISANCE
 from sfhzoo.priors.training import (
+    EIGENVALUE_FLOOR,
     TrainingOptions,
     TrainingState,
     calc_principal_components,
@@ -28,7 +29,7 @@ from sfhzoo.samplers.encoding import MAX_SNR, Encoder
 from sfhzoo.samplers.posterior_network import SCHEDULE, ConditionalMLP, PosteriorNetwork
 from sfhzoo.samplers.simulator import N_REDSHIFTS, OBJECTS_PER_REDSHIFT, Domain, Simulator
 from sfhzoo.simulations.trainingset import TrainingSet, load
-from sfhzoo.zoo.artifacts import load_grid, load_prior, save_artifact
+from sfhzoo.zoo.artifacts import load_grid, load_posterior_network, load_prior, save_artifact
 
 N_COMPONENTS = 129
 N_BASIS_SPECTRA = 4000
@@ -45,6 +46,8 @@ class AmortizeOptions:
     learning_rate: float = 1e-3
     ema_decay: float = 0.9995
     seed: int = 2
+    start: str | None = None
+    """name or directory of a posterior network to begin with, encoder included; None: afresh"""
     network: dict[str, Any] = field(default_factory=dict)
     domain: Domain = field(default_factory=Domain)
 
@@ -65,7 +68,10 @@ def simulate_pool(
     simulator = Simulator(grid, data.bins, scaling, options.domain)
     sfr, logzsol = data.histories("train")
     x = torch.from_numpy(scaling.to_x(sfr, logzsol)).float()
-    encoder = _fit_encoder(simulator, x, generator)
+    if options.start is None:
+        encoder = _fit_encoder(simulator, x, generator)
+    else:
+        encoder = load_posterior_network(options.start).encoder
     states, features = [], []
     for start in tqdm(range(0, options.pool, CHUNK), unit_scale=CHUNK, disable=not progress):
         index = torch.arange(start, min(start + CHUNK, options.pool)) % len(x)
@@ -85,6 +91,8 @@ def _pool_identity(
 ) -> str:
     """What the simulated observations depend on."""
     made_with = [options.pool, options.seed, MAX_SNR, asdict(options.domain), scaling.to_dict()]
+    if options.start is not None:
+        made_with.append(load_posterior_network(options.start).sha256)
     return json.dumps([data.sha256, grid.sha256, *made_with], sort_keys=True)
 
 
@@ -147,7 +155,8 @@ def train_posterior_network(
         "domain": asdict(options.domain),
         "max_snr": MAX_SNR,
         "training": {
-            "options": asdict(options), "cpu_seconds": round(state.cpu_seconds, 1),
+            "options": {k: v for k, v in asdict(options).items() if k != "start"},
+            "start": _describe(options.start), "cpu_seconds": round(state.cpu_seconds, 1),
             "final_loss": state.losses[-1], "threads": torch.get_num_threads(),
         },
     }  # fmt: skip
@@ -158,6 +167,8 @@ def train_posterior_network(
 
 def _fresh_network(pool: dict[str, Tensor], options: AmortizeOptions) -> ConditionalMLP:
     state, features = pool["state"], pool["features"]
+    if options.start is not None:
+        return _begin_from(options.start, state)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network = ConditionalMLP(state.shape[1], features.shape[1], **options.network)
@@ -168,6 +179,28 @@ def _fresh_network(pool: dict[str, Tensor], options: AmortizeOptions) -> Conditi
     network.feature_mean.copy_(features.mean(0))
     network.feature_std.copy_(features.std(0).clamp(min=1e-3))
     return network
+
+
+def _describe(start: str | None) -> dict[str, str] | None:
+    if start is None:
+        return None
+    found = load_posterior_network(start)
+    return {"name": found.name, "sha256": found.sha256}
+
+
+def _begin_from(start: str, state: Tensor) -> ConditionalMLP:
+    """The network of another population; Incompatible when its states have another length."""
+    found = load_posterior_network(start)
+    network = found.network
+    if len(network.eigenvalues) != state.shape[1]:
+        raise Incompatible(
+            f"training cannot start from {found.name}: expected states of {state.shape[1]} "
+            f"numbers, got {len(network.eigenvalues)}"
+        )
+    # in the basis of another population these are variances, no longer eigenvalues
+    variances = (state @ network.basis).double().square().mean(0)
+    network.eigenvalues.copy_(variances.clamp(min=EIGENVALUE_FLOOR))
+    return network.train()
 
 
 def amortize(
