@@ -1,24 +1,33 @@
 """Bring everything that follows from the cards up to date. Called by ci/catalogue.
 
-1. The model-index of a card whose artifact is bundled: from the artifact's metrics.json.
-2. The bundled artifact's README.md: a copy of its card; its manifest follows.
-3. sfhzoo/data/catalogue.json: from model_cards/, grids/ and the bundled artifacts' identities.
+1. The model-index of a card whose artifact is bundled or in releases/: from its metrics.json.
+2. The sections "Training" and "Quality" of a prior in releases/: from config.json, the weights and
+   metrics.json, so that nobody types a measured number.
+3. The artifact's README.md: a copy of its card; its manifest follows.
+4. sfhzoo/data/catalogue.json: from model_cards/, grids/ and the bundled artifacts' identities.
 
 With --check nothing is written; exit code 1 when something is not current.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from sfhzoo.errors import SfhzooError
-from sfhzoo.zoo import artifacts, catalogue
+from sfhzoo.diagnostics.quality import format_report
+from sfhzoo.errors import ArtifactError, SfhzooError
+from sfhzoo.zoo import artifacts, bounds, catalogue
 from sfhzoo.zoo.cards import metrics_of, with_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-CARDS, GRIDS = ROOT / "model_cards", ROOT / "grids"
+CARDS, GRIDS, RELEASES = ROOT / "model_cards", ROOT / "grids", ROOT / "releases"
+BUFFERS = ("basis", "eigenvalues", "frequency")
+"""Ends of the names of tensors that are not trained."""
 
 
 def write_if_other(path: Path, text: str, check: bool) -> bool:
@@ -30,22 +39,86 @@ def write_if_other(path: Path, text: str, check: bool) -> bool:
     return True
 
 
+def describe_training(directory: Path) -> str:
+    """Network, training and their cost, from the artifact of a prior."""
+    config = artifacts.read_json(directory / artifacts.CONFIG)
+    sde, scaling, made = config["sde"], config["scaling"], config["training"]
+    shapes = bounds.check_safetensors(directory / artifacts.WEIGHTS)
+    n = sum(math.prod(s) for name, s in shapes.items() if not name.endswith(BUFFERS))
+    network = ", ".join(f"{k} {v}" for k, v in config["hyperparameters"].items())
+    bend = "" if scaling["logzsol_cap"] is None else " with the bend under the ceiling undone"
+    first = "SFR" if scaling["kind"] == "linear" else f"log10(SFR + {scaling['sfr_floor']:g})"
+    start = made["recipe"].get("start")
+    rate, minutes = made["steps"] / made["cpu_seconds"], made["cpu_seconds"] / 60
+    parts = [
+        f"Network `{config['architecture']}` ({network}; {n / 1e6:.2f} million parameters) in "
+        f"score_models' variance-exploding SDE, sigma {sde['sigma_min']:g} to "
+        f"{sde['sigma_max']:g}; x is {first} and log10 Z/Z_sun{bend}, standardised per bin.",
+        (f"Started from the weights of `{start}`. " if start else "")
+        + f"{made['steps']:,} steps of {made['batch']} histories, out of "
+        f"{config['training_set']['n_train']:,}; averaged weights. {minutes:.0f} minutes of CPU "
+        f"time, threads: {made['threads']}; {rate:.1f} steps or {rate * made['batch']:,.0f} "
+        "histories per CPU second.",
+    ]
+    text = "\n\n".join(textwrap.fill(part, 99, break_on_hyphens=False) for part in parts)
+    figure = "\n\n![Training curve](training.png)"
+    return text + (figure if (directory / "training.png").is_file() else "")
+
+
+def describe_quality(directory: Path) -> str:
+    """The table of `sfhzoo prior evaluate`; ArtifactError when it is of other weights."""
+    path = directory / "metrics.json"
+    if not path.is_file():
+        return "Not measured yet.\n"
+    result = artifacts.read_json(path)
+    if result.get("sha256") != (identity := artifacts.identity_of(directory)):
+        raise ArtifactError(
+            f"{path}: expected what was measured on {identity[:12]}, got "
+            f"{str(result.get('sha256'))[:12]}; run sfhzoo prior evaluate again"
+        )
+    return f"""\
+Measured by `sfhzoo prior evaluate`; the test histories were never trained on. The classifiers are
+gradient-boosted trees, `null` is their accuracy between two halves of the test histories.
+
+{format_report(result)}"""
+
+
+SECTIONS = {"Training": describe_training, "Quality": describe_quality}
+
+
+def with_sections(text: str, directory: Path) -> str:
+    """The card with the sections that are measured written anew; those it lacks stay away."""
+    for title, describe in SECTIONS.items():
+        section = re.compile(rf"^## {title}\n\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+        if section.search(text):
+            written = f"## {title}\n\n{describe(directory).strip()}\n\n"
+            text = section.sub(lambda _, written=written: written, text)  # type: ignore[misc]
+    return text
+
+
+def _written(text: str, directory: Path) -> str:
+    """The card as it should be, given the artifact."""
+    config = artifacts.read_json(directory / artifacts.CONFIG)
+    if directory.parent == RELEASES and config.get("kind") == "prior":
+        text = with_sections(text, directory)
+    metrics: Any = directory / "metrics.json"
+    return (
+        with_metrics(text, metrics_of(artifacts.read_json(metrics))) if metrics.is_file() else text
+    )
+
+
 def update(check: bool) -> Iterator[Path]:
     """The files that are not current, brought up to date unless `check`."""
     for card in sorted(CARDS.glob("*/README.md")):
-        directory = artifacts.BUNDLED / card.parent.name
-        if not directory.is_dir():
-            continue
-        text = card.read_text(encoding="utf-8")
-        if (directory / "metrics.json").is_file():
-            metrics = metrics_of(artifacts.read_json(directory / "metrics.json"))
-            text = with_metrics(text, metrics)
-        if write_if_other(card, text, check):
-            yield card
-        if write_if_other(directory / "README.md", text, check):
-            yield directory / "README.md"
-            if not check:
-                artifacts.write_manifest(directory)
+        places = (artifacts.BUNDLED / card.parent.name, RELEASES / card.parent.name)
+        for directory in filter(Path.is_dir, places):
+            text = _written(card.read_text(encoding="utf-8"), directory)
+            if write_if_other(card, text, check):
+                yield card
+            if write_if_other(directory / "README.md", text, check):
+                yield directory / "README.md"
+                if not check:
+                    artifacts.write_manifest(directory)
     path = artifacts.BUNDLED / catalogue.PACKAGED
     if write_if_other(path, catalogue.make_catalogue([CARDS, GRIDS]), check):
         yield path

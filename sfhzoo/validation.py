@@ -55,6 +55,7 @@ class Run:
     """What is validated: names or paths of prior and grid, sampler, samples per fit, seed.
 
     network : directory of a posterior network; None for the one on this disk
+    mocks : file of mocks; None for the bundled one
     """
 
     prior: str = DEFAULT_PRIOR
@@ -63,6 +64,7 @@ class Run:
     samples: int = 400
     seed: int = 0
     network: str | None = None
+    mocks: str | None = None
 
 
 class Fitter:
@@ -71,7 +73,7 @@ class Fitter:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.prior, self.grid = load_prior(run.prior), load_grid(run.grid)
-        self.file = mocks.load()
+        self.file = mocks.load(Path(run.mocks) if run.mocks else mocks.BUNDLED_MOCKS)
         self.identity = self._calc_identity()
 
     def _calc_identity(self) -> dict[str, Any]:
@@ -290,7 +292,7 @@ def validate(
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Fit the bundled mocks, write `metrics.json`, `report.md` and figures into `out`.
+    """Fit the mocks, write `metrics.json`, `report.md` and figures into `out`.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -22,13 +23,14 @@ from sfhzoo.cli import run as cli_run
 from sfhzoo.cli import validate as cli_validate
 from sfhzoo.diagnostics import figures, mocks, scorecard, scorereport
 from sfhzoo.diagnostics.mocks import BANDS, SETS
-from sfhzoo.errors import ArtifactError, SamplingError
+from sfhzoo.errors import ArtifactError, DataError, SamplingError
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.calibration import calc_calibration_rows
 from sfhzoo.likelihood.options import Options
 from sfhzoo.likelihood.problem import CALIBRATION_RMS, ERROR_SCALE_SPREAD
 from sfhzoo.posterior import Observed, Parameter, Posterior
 from sfhzoo.preparation import prepare_spectrum
+from sfhzoo.simulations import trainingset
 from sfhzoo.simulations.trainingset import TrainingSet
 from sfhzoo.timebins import TimeBins
 
@@ -111,6 +113,13 @@ def test_the_file_is_made_again_bit_for_bit_from_test_galaxies_only(tmp_path):
     assert a.read_bytes() != other.read_bytes()
     test = {row.tobytes() for row in data.histories("test")[0]}
     assert all(m.sfr.astype(np.float32).tobytes() in test for m in mocks.load(a).mocks)
+
+
+def test_too_few_test_galaxies_for_all_mocks_are_refused(tmp_path):
+    data = dataclasses.replace(make_training_set(), n_test=100)
+    with pytest.raises(DataError, match=r"at least 840 test galaxies.*got 100 in by-hand-v1"):
+        mocks.make(data, tmp_path / "few.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_no_mock_file_is_refused(tmp_path):
@@ -330,6 +339,48 @@ def test_mocks_of_another_population_are_pointed_out(fake, monkeypatch):
     assert "not of the population" in fitter.notes[0]
 
 
+@pytest.fixture
+def own_mocks(tmp_path, capsys):
+    """(training set, its mocks) by the command; histories unlike those of the bundled mocks."""
+    data, path = make_training_set(), tmp_path / "set.zarr"
+    arrays = {"sfr": data.sfr, "logzsol": data.logzsol}
+    sha256 = trainingset._content_hash([data.sfr, data.logzsol])
+    trainingset._write(path, arrays, {**data.attributes, "sha256": sha256, "n_test": 900})
+    out = tmp_path / "own.safetensors"
+    assert cli_run(["simulation", "mocks", str(path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    return trainingset.load(path), out
+
+
+def test_mocks_of_ones_own_population_take_the_place_of_the_bundled_ones(
+    fake, own_mocks, monkeypatch, tmp_path, capsys
+):
+    data, path = own_mocks
+    monkeypatch.setitem(fake_infer.__globals__, "load_mocks", lambda: mocks.load(path))
+    run = validation.Run(samples=40, mocks=str(path))
+    fitter = validation.Fitter(run)
+    fitter.prior.training_set = data.sha256
+    assert fitter.notes == [] and fitter.key != validation.Fitter(RUN).key
+    line, truth = fitter.fit(2), mocks.load(path).mocks[2]
+    now = BINS.age_at(truth.redshift)
+    mass = np.log10(truth.sfr @ BINS.overlap(now) * 1e9)
+    assert line["quantities"]["log_mass_formed"]["truth"] == pytest.approx(mass)
+    args = ["validate", "diffstarpop-tng-v1", "--mocks", str(path), "--n-mocks", "6"]
+    cli_run([*args, "--samples", "20", "--workers", "1", "--out", str(tmp_path / "v"), "--json"])
+    out, err = capsys.readouterr()
+    metrics = json.loads(out)
+    assert metrics["run"]["mocks"] == mocks.load(path).sha256
+    assert "the mocks are galaxies of by-hand-v1" in err
+
+
+def test_a_file_of_mocks_is_never_overwritten(own_mocks, tmp_path, capsys):
+    before = own_mocks[1].read_bytes()
+    args = ["simulation", "mocks", str(tmp_path / "set.zarr"), "--out", str(own_mocks[1])]
+    assert cli_run(args) == 2
+    assert "remove it or choose another --out" in capsys.readouterr().err
+    assert own_mocks[1].read_bytes() == before
+
+
 def test_the_table_of_a_verdict_has_one_row_per_check():
     metrics = scorecard.calc_metrics(make_rows(20, width=0.5))
     text = scorereport.format_verdict(metrics)
@@ -350,7 +401,7 @@ def test_figures_are_drawn_with_failed_fits_too():
 
 def test_the_command_exits_with_1_when_a_threshold_is_missed(fake, tmp_path, capsys):
     # the fake's metallicities are the truth itself, and its log mass is right
-    args = ["validate", "diffstarpop-tng-v1", "--mocks", "6", "--samples", "20", "--workers", "1"]
+    args = ["validate", "diffstarpop-tng-v1", *"--n-mocks 6 --samples 20 --workers 1".split()]
     code = cli_run([*args, "--out", str(tmp_path / "v"), "--json", "--quiet"])
     out, err = capsys.readouterr()
     metrics = json.loads(out)

@@ -182,7 +182,7 @@ def test_weights_cut_short_on_this_disk_are_refused_and_pulled_again(server, use
 def test_what_validate_measured_goes_with_it(server, workshop, published):
     env = make_env(server, workshop / "home", HF_TOKEN=OWNER)
     out = workshop / "validation"
-    few = ("--quick", "--mocks", "6", "--samples", "20", "--sampler", "cla", "--workers", "1")
+    few = ("--quick", "--n-mocks", "6", "--samples", "20", "--sampler", "cla", "--workers", "1")
     done = sfhzoo("validate", workshop / "prior", *few, "--quiet", "--out", out, env=env)
     assert done.returncode == 1, done.stderr
     metrics = ("--metrics", out / "metrics.json", "--force")

@@ -76,3 +76,20 @@ def check_command(training_set: Path, out: Path, as_json: bool) -> None:
     result = check(training_set, out)
     click.echo(json.dumps(result, indent=1) if as_json else format_table(result), nl=as_json)
     click.echo(f"written: {out}", err=True)
+
+
+@simulation_group.command("mocks")
+@click.argument("training_set", type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A .safetensors file.")
+@click.option("--seed", type=click.IntRange(0), default=20261122, show_default=True)
+def mocks_command(training_set: Path, out: Path, seed: int) -> None:
+    """Draw mock galaxies from the test split of TRAINING_SET, for `sfhzoo validate --mocks`.
+
+    No network was trained on them. An existing file is not overwritten.
+    """
+    from sfhzoo.diagnostics.mocks import make
+    from sfhzoo.simulations.trainingset import load
+
+    if out.exists():
+        raise FileExistsError(f"{out} exists; remove it or choose another --out")
+    click.echo(str(make(load(training_set), out, seed)))

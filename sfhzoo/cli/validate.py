@@ -42,7 +42,14 @@ def default_workers() -> int:
 )
 @click.option(
     "--mocks",
-    "n_mocks",
+    "mock_file",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Mock galaxies of another population, of `sfhzoo simulation mocks` [default: the bundled "
+    "ones, of diffstarpop-tng-v1].",
+)
+@click.option(
+    "--n-mocks",
     type=click.IntRange(min=6),
     help="Mocks in the three S/N bands together; the other sets in proportion [default: all].",
 )
@@ -64,6 +71,7 @@ def validate_command(
     sampler: str,
     network: str | None,
     quick: bool,
+    mock_file: str | None,
     n_mocks: int | None,
     samples: int | None,
     workers: int | None,
@@ -82,7 +90,7 @@ def validate_command(
     from sfhzoo.diagnostics.scorereport import format_report, format_verdict
 
     samples = samples or (validation.QUICK_SAMPLES if quick else 400)
-    run = validation.Run(prior, grid, sampler, samples, seed, network)
+    run = validation.Run(prior, grid, sampler, samples, seed, network, mock_file)
     target = out or Path(f"{Path(prior).name}.validation")
     say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
     metrics = validation.validate(

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from sfhzoo import histories
-from sfhzoo.errors import ArtifactError
+from sfhzoo.errors import ArtifactError, DataError
 from sfhzoo.forward.csp import calc_metallicity_weights, calc_surviving_fraction
 from sfhzoo.forward.model import COARSE_FWHM, ForwardModel
 from sfhzoo.likelihood import nuisance
@@ -122,11 +122,19 @@ class MockFile:
 
 
 def make(data: TrainingSet, path: Path, seed: int = 20261122) -> Path:
-    """Draw all mocks from the test split of a training set and write the file; bit for bit."""
+    """Draw all mocks from the test split of a training set and write the file; bit for bit.
+
+    Raises DataError when the split has fewer galaxies than there are mocks.
+    """
     from safetensors.numpy import save_file
 
     sfr, logzsol = data.histories("test")
     sets = np.repeat(np.arange(len(SETS)), [s.n for s in SETS])
+    if len(sfr) < len(sets):
+        raise DataError(
+            f"expected at least {len(sets)} test galaxies, as no two mocks share one, got "
+            f"{len(sfr)} in {data.attributes['name']}; build it again with a larger n_test"
+        )
     row = np.random.default_rng(seed).permutation(len(sfr))[: len(sets)]
     drawn = [_draw(SETS[k], seed, i) for i, k in enumerate(sets)]
     arrays = {key: np.stack([np.asarray(d[key]) for d in drawn]) for key in drawn[0]}

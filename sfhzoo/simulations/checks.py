@@ -55,6 +55,9 @@ GALLAZZI_LOGZ = (-0.61, -0.61, -0.41, -0.23, -0.11, -0.01, 0.04, 0.07, 0.10, 0.1
 GALLAZZI_SOLAR = 0.02
 GALLAZZI_HALF_WIDTH = 0.1
 
+UNWEIGHTED = {"volume": "as in a volume", "log-mass-formed": "as drawn"}
+"""`sampling` of the sets whose galaxies count alike; a classical prior's stand for no volume."""
+
 
 class Population(NamedTuple):
     """One value per galaxy: log10 Msun, Msun/yr, Gyr of cosmic time, log10 Z/Z_sun."""
@@ -101,7 +104,7 @@ def calc_population(data: trainingset.TrainingSet) -> Population:
     if "satellite" in data.galaxy:
         # the halo of a satellite is its host's, and says little of it
         halo = np.where(data.galaxy["satellite"][full], np.nan, halo)
-    volume = is_volume_limited(data)
+    alike = data.attributes.get("sampling") in UNWEIGHTED
     return Population(
         log_halo_mass=halo,
         log_mass_surviving=np.log10(mass),
@@ -110,13 +113,8 @@ def calc_population(data: trainingset.TrainingSet) -> Population:
         t50=h.calc_formation_quantile(sfr, bins, today, 0.5),
         logzsol_mass=h.calc_logzsol_mass_weighted(sfr, logz, bins, today),
         logzsol_light=np.log10((light * 10.0**logz).sum(axis=1) / light.sum(axis=1)),
-        weight=np.ones(len(mass)) if volume else 10.0 ** calc_log_halo_mass_function(halo),
+        weight=np.ones(len(mass)) if alike else 10.0 ** calc_log_halo_mass_function(halo),
     )
-
-
-def is_volume_limited(data: trainingset.TrainingSet) -> bool:
-    """Whether the galaxies are as frequent as in the simulation, by the set's own word."""
-    return bool(data.attributes.get("sampling") == "volume")
 
 
 def _surviving(data: trainingset.TrainingSet) -> float:
@@ -282,8 +280,8 @@ def check(path: str | Path, out_dir: str | Path) -> dict[str, Any]:
     has no halo masses.
     """
     data, out = trainingset.load(path), Path(out_dir)
-    volume = is_volume_limited(data)
-    if not volume and "log_halo_mass" not in data.galaxy:
+    weights = UNWEIGHTED.get(str(data.attributes.get("sampling")))
+    if weights is None and "log_halo_mass" not in data.galaxy:
         raise DataError(
             f"{path}: expected log_halo_mass (log10 Msun at z = 0), got {sorted(data.galaxy)}; "
             "add the column to the table and build again"
@@ -294,7 +292,7 @@ def check(path: str | Path, out_dir: str | Path) -> dict[str, Any]:
         "schema": 1,
         "training_set": {"name": data.attributes.get("name", ""), "sha256": data.sha256},
         "n": len(population.sfr),
-        "weights": "as in a volume" if volume else "weighted by the halo mass function at z = 0",
+        "weights": weights or "weighted by the halo mass function at z = 0",
         "surviving": "the simulation's own"
         if "log_mass_surviving" in data.galaxy
         else f"{_surviving(data)} of the mass formed",

@@ -28,9 +28,20 @@ N_SUBSTEPS = 10
 CITATION = (
     "Alarcon et al. 2023 (Diffstar, doi:10.1093/mnras/stac3118); "
     "Hearin et al. 2021 (Diffmah, doi:10.21105/astro.2105.05859); "
-    "Hearin et al. 2023 (DSPS, doi:10.1093/mnras/stad456); "
-    "Pillepich et al. 2018 (IllustrisTNG, doi:10.1093/mnras/stx2656)"
+    "Hearin et al. 2023 (DSPS, doi:10.1093/mnras/stad456)"
 )
+FITTED_TO = {
+    "tng": "Pillepich et al. 2018 (IllustrisTNG, doi:10.1093/mnras/stx2656)",
+    "smdpl_dr1": "Behroozi et al. 2019 (UniverseMachine, doi:10.1093/mnras/stz1182)",
+    "galacticus": "Benson 2012 (Galacticus, doi:10.1016/j.newast.2011.07.004)",
+}
+"""Beginnings of the names of fits, and the simulation that each was calibrated on."""
+
+
+def cite(fit: str) -> str:
+    """What to cite for histories of a fit: the models, and the simulation behind them."""
+    found = [text for start, text in FITTED_TO.items() if fit.startswith(start)]
+    return "; ".join([CITATION, *found])
 
 
 def calc_ornstein_uhlenbeck(

@@ -29,12 +29,16 @@ from numpy.typing import NDArray
 
 from sfhzoo import __version__
 from sfhzoo.errors import ArtifactError, DataError, Incompatible
-from sfhzoo.simulations import cutouts, diffstarpop, startable, table, tng
+from sfhzoo.simulations import classical, cutouts, diffstarpop, startable, table, tng
 from sfhzoo.simulations.chunks import Setting
 from sfhzoo.timebins import TimeBins
 
 FORMAT_VERSION = 1
-ENGINES = {"diffstarpop": diffstarpop.generate, "table": table.generate}
+ENGINES = {
+    "diffstarpop": diffstarpop.generate,
+    "table": table.generate,
+    **dict.fromkeys(classical.OWN, classical.generate),
+}
 """They draw or list histories, chunk by chunk."""
 PARTICLES = {"tng": tng.collect, "cutouts": cutouts.collect, "stars": startable.collect}
 """They sum star particles into histories."""
@@ -151,9 +155,8 @@ def build(
         "edges_gyr": bins.edges.tolist(),
         "n_test": n_test,
         "sha256": _content_hash([data["sfr"], data["logzsol"]]),
-        "citation": simulation.get("citation", diffstarpop.CITATION),
-        # how galaxies of a mass are represented: as in a volume, or evenly in log halo mass
-        "sampling": "volume" if engine in PARTICLES else "log-halo-mass",
+        "citation": _cite(simulation),
+        "sampling": _find_sampling(engine),
         "checks": checks,
         "sfhzoo_version": __version__,
     }
@@ -161,6 +164,21 @@ def build(
     _write(out_path, {**data, "test": np.arange(n) >= n - n_test}, attributes)
     shutil.rmtree(folder, ignore_errors=True)
     return out_path
+
+
+def _cite(simulation: dict[str, Any]) -> str:
+    """The recipe's own word, or else what its engine rests on."""
+    if citation := simulation.get("citation"):
+        return str(citation)
+    engine = simulation["engine"]
+    return classical.CITATIONS.get(engine) or diffstarpop.cite(str(simulation.get("fit")))
+
+
+def _find_sampling(engine: str) -> str:
+    """How galaxies of a mass are represented: as in a volume, or evenly in the log of a mass."""
+    if engine in PARTICLES:
+        return "volume"
+    return "log-mass-formed" if engine in classical.OWN else "log-halo-mass"
 
 
 def _particle_bins(simulation: dict[str, Any], where: str | Path) -> TimeBins:
