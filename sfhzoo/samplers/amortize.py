@@ -32,6 +32,9 @@ from sfhzoo.simulations.trainingset import TrainingSet, load
 from sfhzoo.zoo.artifacts import load_grid, load_posterior_network, load_prior, save_artifact
 
 N_COMPONENTS = 129
+OWN_ERROR = 0.4
+"""Share of the variance of a network's draws that is its own error, where the data tell all. With
+it the ranks of truths scatter as they should (docs/validation.md)."""
 N_BASIS_SPECTRA = 4000
 CHUNK = 1000
 
@@ -154,6 +157,7 @@ def train_posterior_network(
         "grid": {"name": grid.name, "sha256": grid.sha256},
         "domain": asdict(options.domain),
         "max_snr": MAX_SNR,
+        "own_error": OWN_ERROR,
         "training": {
             "options": {k: v for k, v in asdict(options).items() if k != "start"},
             "start": _describe(options.start), "cpu_seconds": round(state.cpu_seconds, 1),

@@ -5,6 +5,7 @@
        information, and no coefficient is known better than to 1 / 30 of its spread, so what it has
        to resolve is within its reach.
     3. Each draw is updated with the rest of the data under the exact likelihood (`polish`).
+    4. What still tells the views apart is the network's error: it is taken out (`update`).
 
 Where the network is right the result is the posterior, up to the curvature over the spread that a
 blunt view leaves; facts and warnings tell how far the update went and which draws did not arrive.
@@ -37,7 +38,7 @@ from sfhzoo.samplers.posterior_network import PosteriorNetwork, split_state
 from sfhzoo.samplers.update import Blunt, Moved, update
 from sfhzoo.stopwatch import Stopwatch
 
-N_GROUPS = 50
+N_GROUPS = 80
 """Views of the data; draws of one view share its noise, so many views of few draws."""
 EXTRA_NOISE = 2.0
 """Variance of the noise added to what the network sees: it has a third of the information."""
@@ -75,11 +76,20 @@ class View(NamedTuple):
 
 @dataclass
 class AmortizedSampler:
-    """See the module's text. `lsf_extra` in km/s; `luminosity` turns flux into Lsun/Å at rest."""
+    """See the module's text.
+
+    Parameters
+    ----------
+    lsf_extra : broadening by the instrument beyond the grid's own resolution, km/s
+    luminosity : factor from flux (erg/s/cm²/Å) to Lsun/Å at rest
+    ensemble : draws of the network, at least; groups : views they are given
+    """
 
     network: PosteriorNetwork
     lsf_extra: float
     luminosity: float
+    ensemble: int = MIN_ENSEMBLE
+    groups: int = N_GROUPS
 
     def sample(self, problem: Problem, n: int, generator: torch.Generator) -> Draws:
         """n posterior samples.
@@ -102,7 +112,9 @@ class AmortizedSampler:
             rounds += 1
             with watch("network"):
                 blunt = self._look(problem, view, scale, n_moved, generator)
-            pick = torch.randperm(len(blunt.state), generator=generator)[:n_moved]
+            views = torch.randperm(len(blunt.views), generator=generator)
+            # whole views, as their means are wanted
+            pick = (views[:, None] * blunt.size + torch.arange(blunt.size)).flatten()[:n_moved]
             fit_scale = problem.fit_error_scale and rounds == 1
             moved = update(problem, blunt, pick, population, fit_scale, generator, watch)
             span_scale = span_scale or moved.scale
@@ -151,10 +163,10 @@ class AmortizedSampler:
         self, problem: Problem, view: View, scale: float, n: int, generator: torch.Generator
     ) -> Blunt:
         """Draws of the network given blunt views; fixed parameters imposed."""
-        size = max(-(-max(n, MIN_ENSEMBLE) // N_GROUPS), 2)
+        size = max(-(-max(n, self.ensemble) // self.groups), 2)
         functionals = view.functionals / scale
         whitened = problem.flux * problem.ivar.sqrt() / scale
-        views = draw_views(whitened, functionals, MAX_SNR, EXTRA_NOISE, N_GROUPS, generator)
+        views = draw_views(whitened, functionals, MAX_SNR, EXTRA_NOISE, self.groups, generator)
         share = 1 / (1 + EXTRA_NOISE)
         information = share * functionals.T @ functionals
         features = self.network.encoder.features(
@@ -164,7 +176,8 @@ class AmortizedSampler:
         state = self.network.draw(features.repeat_interleave(size, 0), generator, STEPS).double()
         state[:, -1] += view.offset / VELOCITY_SCALE
         state = _impose(state, problem.fixed_coordinates())
-        return Blunt(view.functionals, scale, EXTRA_NOISE, views, state, size)
+        own_error = self.network.config.get("own_error", 0.0)
+        return Blunt(view.functionals, scale, EXTRA_NOISE, views, state, size, own_error)
 
 
 def _finish(
@@ -175,9 +188,7 @@ def _finish(
     state, loss = moved.polished.state[keep], moved.loss[keep]
     factor = draw_error_scale(chi2, len(problem.flux), problem.fit_error_scale, generator)
     shift = moved.shift[keep] / state.shape[1]
-    x, u = split_state(state, problem.n_bins)
-    summary = torch.cat([calc_summaries(problem, x), u[:, problem.fixed_coordinates().isnan()]], 1)
-    ess, rhat = calc_view_dependence(summary, view)
+    ess, rhat = calc_view_dependence(_summarise(problem, moved.pooled[keep]), view)
     stats = {"chi2": chi2.numpy(), "compression_loss": loss.numpy(), "shift": shift.numpy()}
     nfe = known.pop("nfe")
     facts = {
@@ -189,6 +200,12 @@ def _finish(
     full = torch.cat([state, c * problem.calibration_rms], dim=1)
     warnings = _warn(facts, float(loss.median()))
     return Draws(full, moved.flux[keep], factor, nfe, stats, facts, warnings)
+
+
+def _summarise(problem: Problem, state: Tensor) -> Tensor:
+    """What is watched for convergence: three summaries of the history, the free nuisance."""
+    x, u = split_state(state, problem.n_bins)
+    return torch.cat([calc_summaries(problem, x), u[:, problem.fixed_coordinates().isnan()]], 1)
 
 
 def calc_summaries(problem: Problem, x: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class Blunt(NamedTuple):
     views : t [group, component]
     state : its draws [group * size, n_state]
     size : draws per view
+    own_error : share of their variance that is the network's error, where a view tells all
     """
 
     functionals: Tensor
@@ -48,6 +49,7 @@ class Blunt(NamedTuple):
     views: Tensor
     state: Tensor
     size: int
+    own_error: float = 0.0
 
     def centred(self) -> Tensor:
         """Deviations from each view's mean, scaled to the draws' spread."""
@@ -59,6 +61,7 @@ class Blunt(NamedTuple):
 class Moved(NamedTuple):
     """Draws after the update.
 
+    pooled : states before what tells the views apart was taken out [sample, n_state]
     shift : squared distance from the anchor in the metric of the draws [sample]
     flux : exact spectra [sample, wave]
     loss : chi² by which the compressed ones are wrong [sample]
@@ -69,6 +72,7 @@ class Moved(NamedTuple):
     """
 
     polished: Optimum
+    pooled: Tensor
     shift: Tensor
     flux: Tensor
     loss: Tensor
@@ -99,8 +103,8 @@ def update(
     """
     free = torch.ones(blunt.state.shape[1], dtype=torch.bool)
     free[-N_NUISANCE:] = problem.fixed_coordinates().isnan()
-    anchors, scale, builds = blunt.state[pick], blunt.scale, 0
-    around, initial = blunt.state, anchors
+    scale, builds = blunt.scale, 0
+    around, initial = blunt.state, None
     while True:
         builds += 1
         with watch("likelihood"):
@@ -121,28 +125,91 @@ def update(
         with watch("polish"):
             views = blunt.views * change
             first = likelihood.marginal(fission.first_transform / per_component)
-            precision = calc_precision(
-                blunt.centred(), free, population + _calc_information(first, blunt.state)
-            )
+            information = _calc_information(first, blunt.state)
+            closer = draw_together(blunt, free, population, information)
+            anchors = closer.state[pick]
+            precision = calc_precision(closer.centred(), free, population + information)
             seen = likelihood.marginal(fission.transform / per_component)
-            turn = _choose_directions(seen, blunt.state)
+            turn = _choose_directions(seen, closer.state)
             rest = fission.second(problem.whiten(scale), views)[pick // blunt.size] @ turn.T
             target = rest + torch.randn(rest.shape, generator=generator, dtype=rest.dtype)
             second = likelihood.marginal(turn @ fission.transform / per_component)
             polished = polish(second, anchors, target, precision, free, initial)
             settled = is_settled(polished.cost)
+            offset, pooled = polished.state - anchors, polished.state
+            view = pick // blunt.size
+            again = centre_views(second, pooled, view, settled, precision, free)
+            polished = polished._replace(state=again.state)
+            settled &= is_settled(again.cost)
         with watch("check"):
             flux = likelihood.calc_flux(polished.state)
             loss = likelihood.calc_loss(polished.state, flux, ratio)
         if builds == MAX_BUILDS or float(loss[settled].median()) < MAX_LOSS:
             arrived = settled & (loss < max(WRONG_LOSS, 4 * float(loss[settled].median())))
             rank, directions = likelihood.rank, len(turn)
-            offset = polished.state - anchors
             shift = ((offset @ precision) * offset).sum(1)
             return Moved(
-                polished, shift, flux, loss, arrived, scale, columns, rank, directions, builds
-            )
+                polished, pooled, shift, flux, loss, arrived, scale, columns, rank, directions,
+                builds,
+            )  # fmt: skip
         around, initial = polished.state[settled], polished.state
+
+
+def draw_together(blunt: Blunt, free: Tensor, population: Tensor, information: Tensor) -> Blunt:
+    """The network's draws with less of its own error in their spread.
+
+    They are spread about their view's mean by the posterior and by what the network gets wrong in
+    that view, most of which is gone from the mean over all views. The network knows the population
+    well and what a view tells less well, so of the variance W of a direction (1 in the population)
+    a share `own_error` (1 - W⁴) is taken away. W follows from the precisions [n_state, n_state] of
+    the population and of the view; the sample's own has too much noise.
+    """
+    root = torch.linalg.cholesky(population)
+    gained = torch.linalg.solve_triangular(root, information, upper=False)
+    gained = torch.linalg.solve_triangular(root, gained.T, upper=False)
+    values, axes = torch.linalg.eigh(0.5 * (gained + gained.T))
+    variance = 1 / (1 + values.clamp(min=0))
+    kept = (1 - blunt.own_error * (1 - variance**4)).sqrt()
+    groups = blunt.state.view(-1, blunt.size, blunt.state.shape[1])
+    mean = groups.mean(1, keepdim=True)
+    white = (groups - mean) @ root @ axes
+    nearer = torch.linalg.solve_triangular(root.T, ((white * kept) @ axes.T).mT, upper=True).mT
+    state = torch.where(free, mean + nearer, groups)
+    return blunt._replace(state=state.flatten(0, 1))
+
+
+def centre_views(
+    likelihood: CompressedLikelihood,
+    state: Tensor,
+    view: Tensor,
+    good: Tensor,
+    precision: Tensor,
+    free: Tensor,
+) -> Optimum:
+    """Draws moved so that every view has the mean of all.
+
+    The posterior does not depend on the view, so differences of the views' means are the
+    network's errors. States and the spectra they predict are shifted alike, and the history is
+    sought that fits both, as the shifted one alone would leave the data: spectra are not linear in
+    it. Draws alone in their view stay.
+
+    Parameters
+    ----------
+    state : draws [sample, n_state]; view : of each [sample]; good : those that count [sample]
+    """
+    member = torch.nn.functional.one_hot(view).to(state.dtype).T * good
+    size = member.sum(1)
+    weight = member / size.clamp(min=1)[:, None]
+    # the mean of k draws takes a k-th of their variance with it
+    stretch = (size / (size - 1).clamp(min=1)).sqrt()[view][:, None]
+    moves = ((size[view] > 1) & good)[:, None]
+
+    def centre(values: Tensor) -> Tensor:
+        own = (weight @ values)[view]
+        return torch.where(moves, values[good].mean(0) + stretch * (values - own), values)
+
+    anchor, target = centre(state), centre(likelihood.predict(state))
+    return polish(likelihood, anchor, target, precision, free)
 
 
 def _build_likelihood(
