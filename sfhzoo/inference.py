@@ -26,7 +26,15 @@ from sfhzoo.histories import calc_mass_formed_per_bin
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.calibration import calc_calibration_rows
 from sfhzoo.likelihood.options import Options
-from sfhzoo.likelihood.problem import Draws
+from sfhzoo.likelihood.problem import Draws, Problem
+from sfhzoo.massprior import (
+    AS_TRAINED,
+    MassPrior,
+    calc_log_mass,
+    calc_mass_density,
+    calc_weights,
+    parse_mass_prior,
+)
 from sfhzoo.posterior import BandFit, Parameter, Posterior
 from sfhzoo.preparation import Setup, prepare_bands, prepare_spectrum, with_bands
 from sfhzoo.priors.prior import Prior
@@ -38,6 +46,9 @@ from sfhzoo.zoo.artifacts import DEFAULT_GRID, DEFAULT_PRIOR, load_grid, load_pr
 
 MAX_PULL = 5.0
 """Of a band, in units of its error, beyond which the user is told."""
+OVERSAMPLING = 4
+"""Draws per sample where a mass prior weights them."""
+MIN_EFFECTIVE = 50
 
 
 def infer(
@@ -50,6 +61,7 @@ def infer(
     samples: int = 100,
     sampler: SamplerName = "auto",
     network: str | Path | PosteriorNetwork | None = None,
+    mass_prior: str = AS_TRAINED,
     seed: int = 0,
     device: str = "auto",
     progress: bool = False,
@@ -69,6 +81,8 @@ def infer(
         Gibbs with the prior's score), "mmps" (moment matching), "cla" (the convolved likelihood
         approximation), or "auto": the first where a network fits, else the second
     network : posterior network for this prior and grid, or its directory; by default the bundled
+    mass_prior : density of the log mass formed to put in the place of the prior's own
+        (`massprior`): "as-trained", "flat", "flat:LOW,HIGH", "schechter", "normal:MEAN,SIGMA"
     seed : of all random numbers; same seed and machine, same samples
     device : "cpu", "cuda" or "auto", for the prior's network; all else runs on the CPU
     redshift : wins over the spectrum's; photometry alone needs it
@@ -84,7 +98,7 @@ def infer(
     start = time.perf_counter()
     if samples < 2:
         raise UsageError(f"expected at least 2 samples, got {samples}")
-    chosen = Options(**options)
+    chosen, wanted_mass = Options(**options), parse_mass_prior(mass_prior)
     _check_sampler(sampler, spectrum, photometry)
     if sampler == "cla":
         chosen = _without_calibration(chosen)
@@ -98,11 +112,18 @@ def infer(
     engine = choose_engine(
         sampler, loaded_prior, loaded_grid, network, setup.observation, device, progress
     )
-    draws = engine.sampler.sample(setup.problem, samples, generator)
+    of_mass: dict[str, Any] = {}
+    if wanted_mass is None:
+        draws = engine.sampler.sample(setup.problem, samples, generator)
+    else:
+        draws = engine.sampler.sample(setup.problem, OVERSAMPLING * samples, generator)
+        draws, of_mass = _reweight(
+            setup.problem, draws, loaded_prior, wanted_mass, samples, generator
+        )
     sampling = time.perf_counter() - sampling_start
     provenance = {
         "object": _name_object(spectrum, bands),
-        "prior": {"name": loaded_prior.name, "sha256": loaded_prior.sha256},
+        "prior": {"name": loaded_prior.name, "sha256": loaded_prior.sha256, **of_mass},
         "grid": {"name": loaded_grid.name, "sha256": loaded_grid.sha256},
         "sampler": engine.name,
         "seed": seed,
@@ -120,6 +141,31 @@ def infer(
     posterior = _assemble(setup, draws, loaded_prior, loaded_grid, provenance, warnings)
     provenance["wall_s"]["total"] = round(time.perf_counter() - start, 3)
     return posterior
+
+
+def _reweight(
+    problem: Problem, draws: Draws, prior: Prior, wanted: MassPrior, n: int,
+    generator: torch.Generator,
+) -> tuple[Draws, dict[str, Any]]:  # fmt: skip
+    """n of the draws under another mass prior, and what is recorded of it."""
+    x = draws.state[:, : 2 * problem.n_bins].view(-1, 2, problem.n_bins)
+    now = problem.model.cosmic_time
+    log_mass = calc_log_mass(problem.scaling.from_x(x).sfr, prior, now)
+    weights = calc_weights(log_mass, calc_mass_density(prior, now), wanted)
+    warnings = list(draws.warnings)
+    if weights.effective < min(MIN_EFFECTIVE, n):
+        warnings.append(
+            f"the mass prior {wanted.name} leaves {weights.effective:.0f} effective samples of "
+            f"{len(log_mass)}: take more samples"
+        )
+    if weights.unsupported > 0.01:
+        warnings.append(
+            f"{weights.unsupported:.0%} of the samples have masses at which {prior.name} has "
+            "practically no galaxies: the mass prior has no hold there"
+        )
+    picked = replace(draws.pick(weights.resample(n, generator)), warnings=tuple(warnings))
+    recorded = {"name": wanted.name, "effective": weights.effective, "of": len(log_mass)}
+    return picked, {"mass_prior": recorded}
 
 
 def _without_calibration(options: Options) -> Options:

@@ -17,12 +17,13 @@ ROOT = Path(sfhzoo.__file__).parent
 
 ORDER = """errors stopwatch units wavelengths timebins histories zoo grids simulations priors
     forward spectra likelihood samplers posterior diagnostics plots report engines inference
-    validation cli""".split()
+    validation comparison cli""".split()
 """A module imports from its own package or from what stands to its left."""
 
 BESIDE = {
     "output": "posterior", "datatree": "posterior", "bandplots": "plots",
-    "preparation": "inference",
+    "preparation": "inference", "massprior": "inference", "evidence": "inference",
+    "tempering": "inference",
 }  # fmt: skip
 """Helpers that live at the place of the module they serve."""
 

@@ -50,6 +50,24 @@ class CalibrationOrder(click.ParamType):
         return int(value)
 
 
+class MassPriorText(click.ParamType):
+    """The name of a mass prior."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "as-trained":
+            return value
+        from sfhzoo.errors import UsageError
+        from sfhzoo.massprior import parse_mass_prior
+
+        try:
+            parse_mass_prior(value)
+        except UsageError as e:
+            self.fail(str(e), param, ctx)
+        return value
+
+
 class WaveRange(click.ParamType):
     """A:B with A < B, observed Å."""
 
@@ -161,6 +179,14 @@ def _status(text: str, shown: bool) -> Iterator[None]:
     "--network",
     type=click.Path(path_type=Path),
     help="Directory of a posterior network made by `sfhzoo amortize` [default: the bundled].",
+)
+@click.option(
+    "--mass-prior",
+    type=MassPriorText(),
+    default="as-trained",
+    show_default=True,
+    help="Prior of the log mass formed, in place of the training set's: flat, flat:LOW,HIGH, "
+    "schechter (the local mass function) or normal:MEAN,SIGMA.",
 )
 @click.option(
     "--av",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,14 @@ class Draws:
     stats: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    def pick(self, index: Tensor) -> Draws:
+        """The samples at `index`, which may repeat."""
+        stats = {name: values[index.numpy()] for name, values in self.stats.items()}
+        return replace(
+            self, state=self.state[index], flux=self.flux[index],
+            error_scale=self.error_scale[index], stats=stats,
+        )  # fmt: skip
 
 
 def draw_error_scale(chi2: Tensor, n_pixels: int, fit: bool, generator: torch.Generator) -> Tensor:
