@@ -1,4 +1,4 @@
-"""The output directory of a posterior: refused, or written whole, or not at all."""
+"""The output directory of a command: refused, or written whole, or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 from sfhzoo.errors import UsageError
 
@@ -21,18 +23,31 @@ OUTPUT_FILES = (
 )
 
 
+class Layout(NamedTuple):
+    """What makes a directory an earlier output: names of its files, and keys of one of them."""
+
+    files: tuple[str, ...]
+    marker: str
+    keys: tuple[str, ...]
+
+
+POSTERIOR = Layout(OUTPUT_FILES, "summary.json", ("schema", "quantities"))
+
+
 class OutputError(UsageError):
     """The output directory exists, holds foreign files, or cannot be written."""
 
 
-def check_output(directory: str | os.PathLike[str], overwrite: bool = False) -> Path:
+def check_output(
+    directory: str | os.PathLike[str], overwrite: bool = False, layout: Layout = POSTERIOR
+) -> Path:
     """The absolute path of an output directory that may be written; raises OutputError if not.
 
     An existing directory is replaced only with `overwrite`, and only if sfhzoo wrote all of it.
     """
     target = Path(directory).resolve()
     if target.exists():
-        _check_replaceable(target, overwrite)
+        _check_replaceable(target, overwrite, layout)
     parent = target.parent
     while not parent.exists():
         parent = parent.parent
@@ -46,7 +61,7 @@ def check_output(directory: str | os.PathLike[str], overwrite: bool = False) -> 
     return target
 
 
-def _check_replaceable(target: Path, overwrite: bool) -> None:
+def _check_replaceable(target: Path, overwrite: bool, layout: Layout) -> None:
     if not target.is_dir():
         raise OutputError(f"expected a directory for the output, got the file {target}")
     names = sorted(p.name for p in target.iterdir())
@@ -54,20 +69,20 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(f"{target} exists; remove it, choose another, or allow overwriting")
-    foreign = [name for name in names if name not in OUTPUT_FILES]
-    if foreign or not _is_output(target):
-        what = foreign[0] if foreign else "no summary.json of sfhzoo"
+    foreign = [n for n in names if not any(fnmatch(n, pattern) for pattern in layout.files)]
+    if foreign or not _is_output(target, layout):
+        what = foreign[0] if foreign else f"no {layout.marker} of sfhzoo"
         raise OutputError(
             f"{target} is not an earlier output of sfhzoo alone ({what}); choose another"
         )
 
 
-def _is_output(directory: Path) -> bool:
+def _is_output(directory: Path, layout: Layout) -> bool:
     try:
-        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        content = json.loads((directory / layout.marker).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(summary, dict) and "schema" in summary and "quantities" in summary
+    return isinstance(content, dict) and all(key in content for key in layout.keys)
 
 
 @contextmanager

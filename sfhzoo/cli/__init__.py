@@ -38,6 +38,11 @@ _COMMANDS = {
         "validate_command",
         "Coverage and recovery on mock observations.",
     ),
+    "compare": (
+        "sfhzoo.cli.compare",
+        "compare_command",
+        "Priors side by side: galaxies, posteriors, Bayes factors.",
+    ),
     "grid": ("sfhzoo.cli.grid", "grid_group", "Stellar populations: build, show, check, compare."),
     "simulation": ("sfhzoo.cli.simulation", "simulation_group", "Training sets: build, check."),
     "prior": ("sfhzoo.cli.prior", "prior_group", "Priors: evaluate."),
