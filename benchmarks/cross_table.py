@@ -3,7 +3,7 @@
     python benchmarks/cross_table.py --prior NAME_OR_DIR[=NETWORK] ... --truth NAME=MOCKS ...
         [--mocks 100] [--samples 400] [--workers 2] [--work work/cross-table] [--table-only]
 
-MOCKS is a file of benchmarks/make_mocks.py, or "bundled". Each cell fits the first mocks of the
+MOCKS is a file of `sfhzoo simulation mocks`, or "bundled". Each cell fits the first mocks of the
 set "S/N 15-40" (redshift .02 to .2, median S/N 24) of one population under one prior, with the
 same random numbers for noise, dust and calibration in every cell of a row. Every fit is kept in
 --work, so that a stopped run goes on; --table-only makes the table of what is there.

@@ -1,8 +1,9 @@
 """Bring everything that follows from the cards up to date. Called by ci/catalogue.
 
 1. The model-index of a card whose artifact is bundled or in releases/: from its metrics.json.
-2. The sections "Training" and "Quality" of a prior in releases/: from config.json, the weights and
-   metrics.json, so that nobody types a measured number.
+2. The sections "Training" and "Quality" of a prior in releases/, "Training" and "Coverage" of a
+   posterior network: from config.json, the weights and metrics.json, so that nobody types a
+   measured number.
 3. The artifact's README.md: a copy of its card; its manifest follows.
 4. sfhzoo/data/catalogue.json: from model_cards/, grids/ and the bundled artifacts' identities.
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sfhzoo.diagnostics.quality import format_report
+from sfhzoo.diagnostics.scorereport import format_set, format_verdict
 from sfhzoo.errors import ArtifactError, SfhzooError
 from sfhzoo.zoo import artifacts, bounds, catalogue
 from sfhzoo.zoo.cards import metrics_of, with_metrics
@@ -83,12 +85,67 @@ gradient-boosted trees, `null` is their accuracy between two halves of the test 
 {format_report(result)}"""
 
 
-SECTIONS = {"Training": describe_training, "Quality": describe_quality}
+def describe_network_training(directory: Path) -> str:
+    """What a posterior network was trained on, and for how long."""
+    config = artifacts.read_json(directory / artifacts.CONFIG)
+    made = config["training"]
+    options, start = made["options"], made.get("start")
+    low, high = config["domain"]["snr"]
+    text = (
+        f"{options['steps']:,} steps of {options['batch']} out of {options['pool']:,} simulated "
+        f"observations, with signal-to-noise ratios of {low:g} to {high:g}; "
+        f"{made['cpu_seconds'] / 60:.0f} minutes of CPU time, threads: {made['threads']}."
+    )
+    if start is not None:
+        text += f" Started from the weights of {_describe_start(start, config['name'])}."
+    figure = "\n\n![Training curve](training.png)"
+    wrapped = textwrap.fill(text, 99, break_on_hyphens=False)
+    return wrapped + (figure if (directory / "training.png").is_file() else "")
 
 
-def with_sections(text: str, directory: Path) -> str:
+def _describe_start(start: dict[str, Any], name: str) -> str:
+    if start["name"] != name:
+        return f"`{start['name']}`"
+    low, high = start["domain"]["snr"]
+    return (
+        f"a first training: {start['steps']:,} steps at {low:g} to {high:g}, "
+        f"{start['cpu_seconds'] / 60:.0f} minutes"
+    )
+
+
+def describe_coverage(directory: Path) -> str:
+    """Verdict and tables of `sfhzoo validate`; ArtifactError when they are of other weights."""
+    path = directory / "metrics.json"
+    if not path.is_file():
+        return "Not measured yet.\n"
+    result = artifacts.read_json(path)
+    measured = str(result["run"].get("posterior_network"))
+    if measured != (identity := artifacts.identity_of(directory)):
+        raise ArtifactError(
+            f"{path}: expected what was measured on {identity[:12]}, got {measured[:12]}; run "
+            "sfhzoo validate again"
+        )
+    signed = result["signed_deviation"]
+    head = (
+        f"Of the whole sampler, by `sfhzoo validate` ({result['run']['samples']} samples per fit, "
+        f"{result['date']}): {result['n_mocks']} mock SDSS spectra of histories that were never "
+        "trained on, redshift 0.02 to 0.2, every nuisance parameter drawn from the fit's prior. "
+        f"Signed deviation at 68 %: {signed['value']:+.3f} ± {signed['error']:.3f} (positive: "
+        "intervals are too wide)."
+    )
+    sets = [format_set(name, s).replace("## ", "### ", 1) for name, s in result["sets"].items()]
+    return "\n\n".join([textwrap.fill(head, 99), format_verdict(result), *sets])
+
+
+SECTIONS = {
+    "prior": {"Training": describe_training, "Quality": describe_quality},
+    "posterior-network": {"Training": describe_network_training, "Coverage": describe_coverage},
+}
+
+
+def with_sections(text: str, directory: Path, kind: str) -> str:
     """The card with the sections that are measured written anew; those it lacks stay away."""
-    for title, describe in SECTIONS.items():
+    for title, describe in SECTIONS[kind].items():
         section = re.compile(rf"^## {title}\n\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
         if section.search(text):
             written = f"## {title}\n\n{describe(directory).strip()}\n\n"
@@ -99,8 +156,8 @@ def with_sections(text: str, directory: Path) -> str:
 def _written(text: str, directory: Path) -> str:
     """The card as it should be, given the artifact."""
     config = artifacts.read_json(directory / artifacts.CONFIG)
-    if directory.parent == RELEASES and config.get("kind") == "prior":
-        text = with_sections(text, directory)
+    if directory.parent == RELEASES or config.get("kind") == "posterior-network":
+        text = with_sections(text, directory, config["kind"])
     metrics: Any = directory / "metrics.json"
     return (
         with_metrics(text, metrics_of(artifacts.read_json(metrics))) if metrics.is_file() else text

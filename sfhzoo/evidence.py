@@ -69,7 +69,7 @@ from sfhzoo.zoo.artifacts import load_grid, load_prior
 
 Array = NDArray[np.float64]
 
-ENSEMBLE, GROUPS = 200, 100
+ENSEMBLE, GROUPS = 250, 50
 """Draws of the posterior network per node, and views: more views than where one node is all."""
 MIN_EFFECTIVE, FEW_EFFECTIVE = 100, 25
 """Effective draws of the prior at beta_0: wanted, and taken where the network's domain ends."""

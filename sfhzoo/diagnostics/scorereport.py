@@ -14,7 +14,7 @@ def format_report(metrics: dict[str, Any]) -> str:
     parts = [
         _format_head(metrics),
         "## Verdict\n\n" + format_verdict(metrics),
-        *(_format_set(name, s) for name, s in metrics["sets"].items()),
+        *(format_set(name, s) for name, s in metrics["sets"].items()),
         _format_notes(metrics),
         "Figures: `coverage.png`, `ranks.png`, `tarp.png`, `recovery.png`, `conditional.png`.",
     ]
@@ -74,7 +74,8 @@ def _format_head(metrics: dict[str, Any]) -> str:
     )
 
 
-def _format_set(name: str, s: dict[str, Any]) -> str:
+def format_set(name: str, s: dict[str, Any]) -> str:
+    """Heading and table of one set of mocks."""
     aside = "" if name in BANDS else " (no thresholds)"
     heads = [f"{100 * level:.0f} %" for level in LEVELS]
     columns = ["quantity", *heads, "p", "median error", "bias", "width", "bias / width"]
