@@ -111,7 +111,8 @@ def server():
 def publish_and_pull(server, directory, home, *options):
     """Publish a copy, pull it by name into an empty cache, verify it there; what was published."""
     owner = make_env(server, home / "owner", HF_TOKEN=OWNER)
-    catalogue, repo = home / "of-ours.json", f"sfh/{directory.name}"
+    # the Hub allows no -- in the name of a repository
+    catalogue, repo = home / "of-ours.json", f"sfh/{directory.name.replace('--', '-')}"
     copy = shutil.copytree(directory, home / directory.name)
     done = sfhzoo("publish", copy, "--repo", repo, "--catalogue", catalogue, *options, env=owner)
     assert done.returncode == 0, done.stderr
