@@ -149,6 +149,8 @@ def test_an_earlier_comparison_is_replaced_only_when_told_and_other_files_never(
         (["{0}", "{1}", "--mass-prior", "heavy"], 2, "heavy"),
         (["{0}", "{1}", "--redshift", "0.1"], 2, "1 for 0"),
         (["{0}", "{1}", "--spectrum", "/nowhere.fits"], 3, "nowhere.fits"),
+        (["{0}", "{1}", "--spectrum", "/nowhere.fits", "--lsf", "wide"], 2, "--lsf"),
+        (["{0}", "{1}", "--spectrum", "/nowhere.fits", "--flux-unit", "apples"], 2, "--flux-unit"),
     ],
 )
 def test_wrong_usage_is_one_line_and_an_exit_code(priors, tmp_path, capsys, args, code, says):

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sfhzoo.cli.options import check_units, reading_options, seed_option
 from sfhzoo.zoo.artifacts import DEFAULT_GRID
 
 
@@ -71,16 +72,8 @@ class NetworkOfPrior(click.ParamType):
     help="Common mass prior of the second Bayes factors: flat, flat:LOW,HIGH, schechter or "
     "normal:MEAN,SIGMA.",
 )
-@click.option("--air", is_flag=True, help="Wavelengths of the files are in air.")
-@click.option("--lsf", help="Line-spread function, R=2000 or FWHM=2.5A; wins over the files'.")
-@click.option("--flux-unit", help="Flux unit of a table without one, e.g. '1e-17 erg/s/cm2/AA'.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Same seed, same machine: same result.",
-)
+@reading_options
+@seed_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -121,6 +114,7 @@ def compare_command(
             f"expected one --redshift for each --spectrum or none, got {len(redshift)} for "
             f"{len(files)}"
         )
+    check_units(lsf, flux_unit)
     # before minutes of work: a missing package, a bad output, a bad option
     import sklearn  # noqa: F401
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sfhzoo.cli.options import check_units, reading_options, seed_option
 from sfhzoo.zoo.artifacts import BUNDLED, DEFAULT_GRID, DEFAULT_PRIOR
 
 EXAMPLE = BUNDLED / "spec-NGC3522.fits"
@@ -91,26 +92,6 @@ def default_output(data: Path) -> Path:
     for suffix in (".gz", ".fits", ".fit", ".ecsv", ".csv", ".txt", ".dat"):
         name = name.removesuffix(suffix)
     return Path(f"{name or 'spectrum'}.sfhzoo")
-
-
-def _check_units(lsf: str | None, flux_unit: str | None) -> None:
-    """Wrong usage is found before the file is read."""
-    import numpy as np
-
-    from sfhzoo.errors import DataError
-    from sfhzoo.spectra.table import calc_flux_scale, calc_lsf_sigma, parse_unit
-
-    wave = np.array([5000.0])
-    checks: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
-        ("--lsf", lsf, lambda text: calc_lsf_sigma(text, wave)),
-        ("--flux-unit", flux_unit, lambda text: calc_flux_scale(parse_unit(text), wave)),
-    )
-    for option, text, check in checks:
-        try:
-            if text is not None:
-                check(text)
-        except DataError as e:
-            raise click.BadParameter(str(e), param_hint=option) from e
 
 
 def _check_bands_alone(redshift: float | None, **of_spectrum: object) -> None:
@@ -231,9 +212,7 @@ def _status(text: str, shown: bool) -> Iterator[None]:
     help="Fit a factor on the errors of SPECTRUM.",
 )
 @click.option("--ebv", type=click.FloatRange(0, 5), help="Galactic E(B-V) to remove first, mag.")
-@click.option("--air", is_flag=True, help="Wavelengths of the file are in air.")
-@click.option("--lsf", help="Line-spread function, R=2000 or FWHM=2.5A; wins over the file's.")
-@click.option("--flux-unit", help="Flux unit of a table without one, e.g. '1e-17 erg/s/cm2/AA'.")
+@reading_options
 @click.option(
     "--mask",
     "exclude",
@@ -249,13 +228,7 @@ def _status(text: str, shown: bool) -> Iterator[None]:
     help="Emission lines.",
 )
 @click.option("--wave-range", type=WaveRange(), help="Observed range to use, Å.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Same seed, same machine: same result.",
-)
+@seed_option
 @click.option(
     "--device",
     default="auto",
@@ -303,7 +276,7 @@ def infer_command(
         raise click.BadParameter(
             f"expected above 0 and below 20, got {redshift}", param_hint="--redshift"
         )
-    _check_units(lsf, flux_unit)
+    check_units(lsf, flux_unit)
     target = check_output(out or default_output(data), overwrite)
     observed = None
     if spectrum is not None:
