@@ -45,11 +45,9 @@ from sfhzoo.likelihood.options import Options
 from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.massprior import (
     MassPrior,
-    calc_log_mass,
-    calc_mass_density,
-    calc_weights,
     draw_histories,
     parse_mass_prior,
+    weigh_histories,
 )
 from sfhzoo.preparation import prepare_spectrum
 from sfhzoo.priors.prior import Prior
@@ -163,10 +161,8 @@ def _add_mass_prior(
     result: Evidence, draws: Draws, problem: Problem, prior: Prior, wanted: MassPrior
 ) -> Evidence:
     """ln Z' = ln Z + ln <pi / p_M> over the posterior's draws."""
-    x = draws.state[:, : 2 * problem.n_bins].view(-1, 2, problem.n_bins)
-    now = problem.model.cosmic_time
-    log_mass = calc_log_mass(problem.scaling.from_x(x).sfr, prior, now)
-    weights = calc_weights(log_mass, calc_mass_density(prior, now), wanted)
+    sfr = problem.to_histories(draws.state).sfr
+    weights = weigh_histories(sfr, prior, problem.model.cosmic_time, wanted)
     gain, error = weights.log_mean
     facts = {
         "mass_prior": wanted.name, "mass_prior_effective": weights.effective,

@@ -30,10 +30,8 @@ from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.massprior import (
     AS_TRAINED,
     MassPrior,
-    calc_log_mass,
-    calc_mass_density,
-    calc_weights,
     parse_mass_prior,
+    weigh_histories,
 )
 from sfhzoo.posterior import BandFit, Parameter, Posterior
 from sfhzoo.preparation import Setup, prepare_bands, prepare_spectrum, with_bands
@@ -129,7 +127,7 @@ def infer(
         "seed": seed,
         "device": engine.device,
         "nfe": draws.nfe,
-        "versions": _versions(),
+        "versions": list_versions(),
         "input": _describe_input(spectrum, bands),
         "options": {k: v for k, v in vars(chosen).items()},
         "facts": dict(draws.facts),
@@ -148,15 +146,13 @@ def _reweight(
     generator: torch.Generator,
 ) -> tuple[Draws, dict[str, Any]]:  # fmt: skip
     """n of the draws under another mass prior, and what is recorded of it."""
-    x = draws.state[:, : 2 * problem.n_bins].view(-1, 2, problem.n_bins)
-    now = problem.model.cosmic_time
-    log_mass = calc_log_mass(problem.scaling.from_x(x).sfr, prior, now)
-    weights = calc_weights(log_mass, calc_mass_density(prior, now), wanted)
+    sfr = problem.to_histories(draws.state).sfr
+    weights = weigh_histories(sfr, prior, problem.model.cosmic_time, wanted)
     warnings = list(draws.warnings)
     if weights.effective < min(MIN_EFFECTIVE, n):
         warnings.append(
             f"the mass prior {wanted.name} leaves {weights.effective:.0f} effective samples of "
-            f"{len(log_mass)}: take more samples"
+            f"{len(sfr)}: take more samples"
         )
     if weights.unsupported > 0.01:
         warnings.append(
@@ -164,7 +160,7 @@ def _reweight(
             "practically no galaxies: the mass prior has no hold there"
         )
     picked = replace(draws.pick(weights.resample(n, generator)), warnings=tuple(warnings))
-    recorded = {"name": wanted.name, "effective": weights.effective, "of": len(log_mass)}
+    recorded = {"name": wanted.name, "effective": weights.effective, "of": len(sfr)}
     return picked, {"mass_prior": recorded}
 
 
@@ -229,7 +225,8 @@ def _describe_input(spectrum: Spectrum | None, photometry: Photometry | None) ->
     return described if photometry is None else {**described, "photometry": photometry.meta}
 
 
-def _versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
+    """Of what made a result, for its record."""
     names = ("torch", "score_models", "numpy")
     return {
         "sfhzoo": __version__,
@@ -247,10 +244,8 @@ def _assemble(
     warnings: list[str],
 ) -> Posterior:
     problem, bins, observed = setup.problem, prior.bins, setup.observed
-    d = 2 * problem.n_bins
-    x = draws.state[:, :d].view(-1, 2, problem.n_bins)
-    sfr, logzsol = problem.scaling.from_x(x)
-    physical = nuisance.to_physical(draws.state[:, d : d + nuisance.N_NUISANCE])
+    sfr, logzsol = problem.to_histories(draws.state)
+    physical = problem.to_nuisance(draws.state)
     surviving = _calc_mass_surviving(sfr, logzsol, grid, bins, problem.model.cosmic_time)
     parameters = {
         "a_v": Parameter(physical.a_v.numpy(), "mag", "V-band attenuation"),
@@ -295,16 +290,15 @@ def _assemble(
 def _predict(setup: Setup, draws: Draws) -> NDArray[np.float64]:
     """Posterior spectra [sample, wave] on every pixel; NaN outside the grid."""
     problem = setup.problem
-    d = 2 * problem.n_bins
-    sfr, logzsol = problem.scaling.from_x(draws.state[:, :d].view(-1, 2, problem.n_bins))
-    p = nuisance.to_physical(draws.state[:, d : d + nuisance.N_NUISANCE])
+    sfr, logzsol = problem.to_histories(draws.state)
+    p = problem.to_nuisance(draws.state)
     flux = setup.full(sfr, logzsol, p.a_v, p.sigma_v, p.velocity).numpy()
     wave, used_wave = setup.full.wave_obs, problem.model.wave_obs
     if problem.calibration_order:
         rows = calc_calibration_rows(
             wave, (used_wave[0], used_wave[-1]), problem.calibration_order
         )
-        c = draws.state[:, d + nuisance.N_NUISANCE :].numpy()
+        c = draws.state[:, 2 * problem.n_bins + nuisance.N_NUISANCE :].numpy()
         flux = flux * (1 + c @ rows)
     predicted = np.full((len(flux), len(setup.inside)), np.nan)
     predicted[:, setup.inside] = flux
@@ -316,9 +310,8 @@ def _predict_bands(setup: Setup, draws: Draws) -> BandFit | None:
     problem, bands = setup.problem, setup.problem.bands
     if bands is None:
         return None
-    d = 2 * problem.n_bins
-    sfr, logzsol = problem.scaling.from_x(draws.state[:, :d].view(-1, 2, problem.n_bins))
-    a_v = nuisance.to_physical(draws.state[:, d : d + nuisance.N_NUISANCE]).a_v
+    sfr, logzsol = problem.to_histories(draws.state)
+    a_v = problem.to_nuisance(draws.state).a_v
     return BandFit(
         tuple(f.name for f in bands.model.filters),
         np.array([f.wave_pivot for f in bands.model.filters]),

@@ -208,3 +208,11 @@ def calc_weights(log_mass: ArrayLike, density: MassDensity, wanted: MassPrior) -
     weights = Weights(log_weight, 0.0)
     bare = float(weights.normalised[~density.is_supported(log_mass)].sum())
     return Weights(log_weight, bare)
+
+
+def weigh_histories(
+    sfr: torch.Tensor, prior: Prior, cosmic_time: float, wanted: MassPrior
+) -> Weights:
+    """Weights of posterior draws of SFR [sample, bin] under `prior`, observed at `cosmic_time`."""
+    log_mass = calc_log_mass(sfr, prior, cosmic_time)
+    return calc_weights(log_mass, calc_mass_density(prior, cosmic_time), wanted)

@@ -11,11 +11,11 @@ import torch
 from click.testing import CliRunner
 from galaxies import DATA
 
-from sfhzoo import inference
+from sfhzoo import inference, massprior
 from sfhzoo.cli.infer import infer_command
 from sfhzoo.errors import UsageError
 from sfhzoo.histories import HistoryScaling
-from sfhzoo.likelihood.problem import Draws
+from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.massprior import MassDensity, calc_weights, parse_mass_prior
 from sfhzoo.spectra.spectrum import Spectrum
 from sfhzoo.timebins import TimeBins
@@ -121,7 +121,7 @@ def test_picking_draws_picks_all_that_belongs_to_them():
 class Fit(NamedTuple):
     """What `_reweight` needs: 400 draws of flat histories, log masses 10 +- 0.1 in all."""
 
-    problem: SimpleNamespace
+    problem: Problem
     draws: Draws
     prior: SimpleNamespace
 
@@ -134,10 +134,10 @@ def fit(monkeypatch):
     sfr = np.repeat(10 ** (log_mass - 9)[:, None] / bins.age_at(0.0), bins.n, 1)
     x = torch.from_numpy(scaling.to_x(sfr, np.zeros_like(sfr))).flatten(1)
     draws = Draws(x, x, x[:, 0], 1, {"chi2": log_mass}, {}, ("first",))
-    model = SimpleNamespace(cosmic_time=bins.age_at(0.0))
-    problem = SimpleNamespace(n_bins=bins.n, scaling=scaling, model=model)
+    model = SimpleNamespace(cosmic_time=bins.age_at(0.0), templates=np.zeros((bins.n, 1)))
+    problem = Problem(model, x[0], x[0], scaling)
     even = MassDensity.of(rng.uniform(8, 12, 4000))
-    monkeypatch.setattr(inference, "calc_mass_density", lambda prior, now: even)
+    monkeypatch.setattr(massprior, "calc_mass_density", lambda prior, now: even)
     return Fit(problem, draws, SimpleNamespace(bins=bins, name="a prior"))
 
 
@@ -164,7 +164,7 @@ def test_few_effective_samples_are_told(fit):
 
 def test_masses_without_support_are_told(fit, monkeypatch):
     narrow = MassDensity.of(np.random.default_rng(7).normal(8.5, 0.1, 4000))
-    monkeypatch.setattr(inference, "calc_mass_density", lambda prior, now: narrow)
+    monkeypatch.setattr(massprior, "calc_mass_density", lambda prior, now: narrow)
     assert any("practically no galaxies" in w for w in reweight(fit, "flat")[0].warnings)
 
 

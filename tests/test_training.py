@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sfhzoo.errors import ArtifactError, DataError, SamplingError
+from sfhzoo.errors import ArtifactError, DataError, Incompatible, SamplingError
 from sfhzoo.priors import training
 from sfhzoo.priors.training import TrainingOptions, calc_principal_components, learning_rate_at
 from sfhzoo.simulations import trainingset
@@ -255,3 +255,33 @@ def test_the_average_of_constant_weights_is_the_constant_and_it_forgets_the_star
     assert ema.shadow["weight"].item() == pytest.approx(expected, rel=1e-5)
     assert ema.shadow["weight"].item() == pytest.approx(1.0, abs=0.01)
     assert network.weight.item() == 1.0
+
+
+# ---- beginning with another prior ---------------------------------------------------------------
+
+
+def test_a_training_begins_with_the_weights_of_another_prior_and_says_so(workspace):
+    first = load_prior(training.train(write_recipe(workspace), workspace / "first"))
+    # at a rate of nothing the weights stay those it began with; the variances are of the set
+    recipe = write_recipe(
+        workspace, "second.toml", start=str(workspace / "first"), steps=2,
+        learning_rate=1e-12, final_learning_rate=1e-12,
+    )  # fmt: skip
+    second = load_prior(training.train(recipe, workspace / "second"))
+    assert second.config["training"]["start"] == {"name": "tiny-v1", "sha256": first.sha256}
+    before, after = first.network.state_dict(), second.network.state_dict()
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-6)
+    fresh = load_prior(training.train(write_recipe(workspace, steps=2), workspace / "fresh"))
+    weight = "inp.weight"
+    assert float((fresh.network.state_dict()[weight] - before[weight]).abs().max()) > 1e-3
+    assert fresh.config["training"]["start"] is None
+
+
+def test_a_prior_of_another_shape_is_no_beginning(workspace):
+    training.train(write_recipe(workspace), workspace / "first")
+    recipe = write_recipe(
+        workspace, "wide.toml", start=str(workspace / "first"), network={"width": 48, "blocks": 1}
+    )
+    with pytest.raises(Incompatible, match="cannot start from tiny-v1"):
+        training.train(recipe, workspace / "wide")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sfhzoo import __version__
 from sfhzoo.comparison import figures
 from sfhzoo.comparison.distances import calc_distances
 from sfhzoo.comparison.populations import Population, calc_table, draw_population
@@ -31,6 +29,7 @@ from sfhzoo.comparison.report import format_report
 from sfhzoo.engines import find_matching_network
 from sfhzoo.errors import DataError, Incompatible, UsageError
 from sfhzoo.grids.ssp import SSPGrid
+from sfhzoo.inference import list_versions
 from sfhzoo.massprior import parse_mass_prior
 from sfhzoo.output import Layout, check_output, written_whole
 from sfhzoo.posterior import to_plain
@@ -82,8 +81,8 @@ class Comparison:
             figures.plot_histories(populations, tables).savefig(scratch / "histories.png")
             relations = figures.plot_relations(populations, tables, self.result["distances"])
             relations.savefig(scratch / "relations.png")
-            for fit, name in zip(self.fits, name_figures(self.fits)):
-                figures.plot_posteriors(fit.posteriors).savefig(scratch / name)
+            for fit, told in zip(self.fits, self.result["spectra"]):
+                figures.plot_posteriors(fit.posteriors).savefig(scratch / told["figure"])
         return target
 
 
@@ -240,11 +239,7 @@ def _describe(
     return {
         "schema": SCHEMA,
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": {
-            "sfhzoo": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "score_models", "numpy", "scikit-learn")},
-        },
+        "versions": {**list_versions(), "scikit-learn": version("scikit-learn")},
         "priors": [
             {
                 "label": m.label,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfhzoo.forward.bands import BandModel
 from sfhzoo.forward.model import ForwardModel
-from sfhzoo.histories import HistoryScaling
+from sfhzoo.histories import Histories, HistoryScaling
 from sfhzoo.likelihood import nuisance
 
 ERROR_SCALE_SPREAD = 0.3
@@ -84,6 +84,16 @@ class Problem:
     def has_pixels(self) -> bool:
         """Whether any pixel carries data."""
         return bool((self.ivar > 0).any())
+
+    def to_histories(self, state: Tensor) -> Histories:
+        """SFR and metallicity, each [sample, bin], of states [sample, 2 bin + ...]."""
+        x = state[:, : 2 * self.n_bins].view(-1, 2, self.n_bins)
+        return self.scaling.from_x(x)
+
+    def to_nuisance(self, state: Tensor) -> nuisance.Nuisance:
+        """Dust and kinematics, each [sample], of states [sample, 2 bin + 3 + ...]."""
+        first = 2 * self.n_bins
+        return nuisance.to_physical(state[:, first : first + nuisance.N_NUISANCE])
 
     def whiten(self, scale: float = 1.0) -> Tensor:
         """Data over errors [wave + band]; `scale` is a factor on the spectrum's errors."""

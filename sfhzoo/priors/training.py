@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from sfhzoo.histories import HistoryScaling
 from sfhzoo.priors.network import SpectralMLP, build_network, build_score_model
 from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.simulations import trainingset
+
+if TYPE_CHECKING:
+    from sfhzoo.priors.prior import Prior
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,7 @@ def train(
     trials. Raises DataError for a wrong recipe, ArtifactError for a wrong training set.
     """
     from sfhzoo.priors.prior import Prior
-    from sfhzoo.zoo.artifacts import save_prior
+    from sfhzoo.zoo.artifacts import load_prior, save_prior
 
     recipe, out = trainingset.read_recipe(recipe_path), Path(out_dir)
     options = TrainingOptions.from_recipe(recipe, str(recipe_path))
@@ -275,7 +278,8 @@ def train(
         options = TrainingOptions(**{**asdict(options), "steps": steps})
     x, scaling, data = load_training_x(options, Path(recipe_path).parent)
     schedule = NoiseSchedule(**options.schedule)
-    network = _fresh_network(options, schedule, x)
+    start = None if options.start is None else load_prior(options.start)
+    network = _fresh_network(options, schedule, x, start)
     score_model = build_score_model(network, schedule)
     state = make_state(network, options)
     out.mkdir(parents=True, exist_ok=True)
@@ -296,7 +300,7 @@ def train(
         "threads": torch.get_num_threads(),
         "final_loss": state.losses[-1],
         "recipe": asdict(options),
-        "start": _describe(options.start),
+        "start": {"name": start.name, "sha256": start.sha256} if start else None,
     }
     config = _config(recipe, options, schedule, scaling, data, metadata)
     save_prior(Prior(network.eval(), config), out)
@@ -304,41 +308,40 @@ def train(
     return out
 
 
-def _fresh_network(options: TrainingOptions, schedule: NoiseSchedule, x: Tensor) -> nn.Module:
+def _fresh_network(
+    options: TrainingOptions, schedule: NoiseSchedule, x: Tensor, start: Prior | None
+) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network = build_network(options.architecture, options.network, schedule)
-    if options.start is not None:
-        _begin_from(options.start, network)
+    if start is not None:
+        _begin_from(start, network)
     if isinstance(network, SpectralMLP):
-        flat = x.flatten(1)
-        if options.start is None:
-            network.basis.copy_(calc_principal_components(x)[0])
-        # in the basis of another population these are variances, no longer eigenvalues
-        variances = (flat @ network.basis).double().square().mean(0)
-        network.eigenvalues.copy_(variances.clamp(min=EIGENVALUE_FLOOR))
+        if start is None:
+            basis, eigenvalues = calc_principal_components(x)
+            network.basis.copy_(basis)
+            network.eigenvalues.copy_(eigenvalues)
+        else:
+            set_variances(network, x.flatten(1))
     return network
 
 
-def _describe(start: str | None) -> dict[str, str] | None:
-    from sfhzoo.zoo.artifacts import load_prior
+def set_variances(network: Any, states: Tensor) -> None:
+    """Put variances of states [sample, d] in a network's basis in the place of its eigenvalues.
 
-    if start is None:
-        return None
-    found = load_prior(start)
-    return {"name": found.name, "sha256": found.sha256}
+    In the basis of another population they are no longer eigenvalues.
+    """
+    variances = (states @ network.basis).double().square().mean(0)
+    network.eigenvalues.copy_(variances.clamp(min=EIGENVALUE_FLOOR))
 
 
-def _begin_from(start: str, network: nn.Module) -> None:
+def _begin_from(start: Prior, network: nn.Module) -> None:
     """Weights and basis of another prior; Incompatible when its network has another shape."""
-    from sfhzoo.zoo.artifacts import load_prior
-
-    found = load_prior(start)
     try:
-        network.load_state_dict(found.network.state_dict())
+        network.load_state_dict(start.network.state_dict())
     except RuntimeError as e:
         raise Incompatible(
-            f"training cannot start from {found.name}: expected the recipe's architecture and "
+            f"training cannot start from {start.name}: expected the recipe's architecture and "
             f"network ({e})"
         ) from e
 

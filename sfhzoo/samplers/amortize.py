@@ -17,13 +17,13 @@ from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood.nuisance import N_NUISANCE
 from sfhzoo.priors.training import (
-    EIGENVALUE_FLOOR,
     TrainingOptions,
     TrainingState,
     calc_principal_components,
     make_state,
     plot_loss,
     run_steps,
+    set_variances,
 )
 from sfhzoo.samplers.encoding import MAX_SNR, Encoder
 from sfhzoo.samplers.posterior_network import SCHEDULE, ConditionalMLP, PosteriorNetwork
@@ -57,12 +57,15 @@ class AmortizeOptions:
 
 def simulate_pool(
     data: TrainingSet, scaling: HistoryScaling, grid: SSPGrid, options: AmortizeOptions,
-    path: Path, progress: bool = False,
+    start: PosteriorNetwork | None, path: Path, progress: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """States, features and encoder basis of `options.pool` simulated observations, cached."""
+    """States, features and encoder basis of `options.pool` simulated observations, cached.
+
+    The encoder is that of the posterior network `start`, or fitted.
+    """
     from tqdm import tqdm
 
-    identity = _pool_identity(data, scaling, grid, options)
+    identity = _pool_identity(data, scaling, grid, options, start)
     if path.exists():
         with safe_open(path, "pt") as f:
             if (f.metadata() or {}).get("identity") == identity:
@@ -71,13 +74,10 @@ def simulate_pool(
     simulator = Simulator(grid, data.bins, scaling, options.domain)
     sfr, logzsol = data.histories("train")
     x = torch.from_numpy(scaling.to_x(sfr, logzsol)).float()
-    if options.start is None:
-        encoder = _fit_encoder(simulator, x, generator)
-    else:
-        encoder = load_posterior_network(options.start).encoder
+    encoder = start.encoder if start else _fit_encoder(simulator, x, generator)
     states, features = [], []
-    for start in tqdm(range(0, options.pool, CHUNK), unit_scale=CHUNK, disable=not progress):
-        index = torch.arange(start, min(start + CHUNK, options.pool)) % len(x)
+    for first in tqdm(range(0, options.pool, CHUNK), unit_scale=CHUNK, disable=not progress):
+        index = torch.arange(first, min(first + CHUNK, options.pool)) % len(x)
         u, f = simulator.draw(x[index], encoder, generator)
         states.append(torch.cat([x[index].flatten(1), u], dim=1))
         features.append(f)
@@ -90,12 +90,13 @@ def simulate_pool(
 
 
 def _pool_identity(
-    data: TrainingSet, scaling: HistoryScaling, grid: SSPGrid, options: AmortizeOptions
-) -> str:
+    data: TrainingSet, scaling: HistoryScaling, grid: SSPGrid, options: AmortizeOptions,
+    start: PosteriorNetwork | None,
+) -> str:  # fmt: skip
     """What the simulated observations depend on."""
     made_with = [options.pool, options.seed, MAX_SNR, asdict(options.domain), scaling.to_dict()]
-    if options.start is not None:
-        made_with.append(load_posterior_network(options.start).sha256)
+    if start is not None:
+        made_with.append(start.sha256)
     return json.dumps([data.sha256, grid.sha256, *made_with], sort_keys=True)
 
 
@@ -119,13 +120,14 @@ def train_posterior_network(
     progress: bool = False,
 ) -> PosteriorNetwork:
     """Simulate, train (resuming from `out`'s checkpoint) and write the artifact into `out`."""
-    pool = simulate_pool(data, scaling, grid, options, out / "pool.safetensors", progress)
+    start = None if options.start is None else load_posterior_network(options.start)
+    pool = simulate_pool(data, scaling, grid, options, start, out / "pool.safetensors", progress)
     encoder = Encoder.from_weights(pool)
     training = TrainingOptions(
         training_set="", steps=options.steps, batch=options.batch, seed=options.seed,
         learning_rate=options.learning_rate, ema_decay=options.ema_decay,
     )  # fmt: skip
-    network = _fresh_network(pool, options)
+    network = _begin_from(start, pool["state"]) if start else _fresh_network(pool, options)
     v0, features = pool["state"] @ network.basis, pool["features"]
     state = make_state(network, training)
     identity = {
@@ -160,7 +162,8 @@ def train_posterior_network(
         "own_error": OWN_ERROR,
         "training": {
             "options": {k: v for k, v in asdict(options).items() if k != "start"},
-            "start": _describe(options.start), "cpu_seconds": round(state.cpu_seconds, 1),
+            "start": {"name": start.name, "sha256": start.sha256} if start else None,
+            "cpu_seconds": round(state.cpu_seconds, 1),
             "final_loss": state.losses[-1], "threads": torch.get_num_threads(),
         },
     }  # fmt: skip
@@ -171,8 +174,6 @@ def train_posterior_network(
 
 def _fresh_network(pool: dict[str, Tensor], options: AmortizeOptions) -> ConditionalMLP:
     state, features = pool["state"], pool["features"]
-    if options.start is not None:
-        return _begin_from(options.start, state)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network = ConditionalMLP(state.shape[1], features.shape[1], **options.network)
@@ -185,25 +186,15 @@ def _fresh_network(pool: dict[str, Tensor], options: AmortizeOptions) -> Conditi
     return network
 
 
-def _describe(start: str | None) -> dict[str, str] | None:
-    if start is None:
-        return None
-    found = load_posterior_network(start)
-    return {"name": found.name, "sha256": found.sha256}
-
-
-def _begin_from(start: str, state: Tensor) -> ConditionalMLP:
+def _begin_from(start: PosteriorNetwork, state: Tensor) -> ConditionalMLP:
     """The network of another population; Incompatible when its states have another length."""
-    found = load_posterior_network(start)
-    network = found.network
+    network = start.network
     if len(network.eigenvalues) != state.shape[1]:
         raise Incompatible(
-            f"training cannot start from {found.name}: expected states of {state.shape[1]} "
+            f"training cannot start from {start.name}: expected states of {state.shape[1]} "
             f"numbers, got {len(network.eigenvalues)}"
         )
-    # in the basis of another population these are variances, no longer eigenvalues
-    variances = (state @ network.basis).double().square().mean(0)
-    network.eigenvalues.copy_(variances.clamp(min=EIGENVALUE_FLOOR))
+    set_variances(network, state)
     return network.train()
 
 
