@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import tomllib
@@ -123,6 +124,9 @@ def test_the_recipe_of_tng50_holds_the_published_network_and_epochs():
     schedule = options["schedule"]
     assert (schedule["sigma_min"], schedule["sigma_max"]) == (1e-3, 16.0)
     assert options["steps"] * options["batch"] / 94_372 == pytest.approx(10_000, rel=2e-3)
+    # empty bins keep the metallicity that they were given
+    empty = math.log10(recipe["simulation"]["empty_metallicity"] / 0.0142)
+    assert options["logzsol_floor"] < empty
 
 
 @pytest.mark.parametrize(

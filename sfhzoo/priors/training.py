@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfhzoo.errors import DataError, Incompatible, SamplingError
-from sfhzoo.histories import HistoryScaling
+from sfhzoo.histories import LOGZSOL_FLOOR, HistoryScaling
 from sfhzoo.priors.network import SpectralMLP, build_network, build_score_model
 from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.simulations import trainingset
@@ -52,6 +52,7 @@ class TrainingOptions:
     ema_decay: float = 0.9995
     seed: int = 0
     parametrisation: str = "log"
+    logzsol_floor: float = LOGZSOL_FLOOR
     logzsol_cap: float | None = None
     cap_width: float = 0.08
     checkpoint_every: int = 1000
@@ -251,6 +252,7 @@ def load_training_x(
         sfr,
         logzsol,
         options.parametrisation,  # type: ignore[arg-type]
+        logzsol_floor=options.logzsol_floor,
         logzsol_cap=options.logzsol_cap,
         cap_width=options.cap_width,
     )

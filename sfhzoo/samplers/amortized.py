@@ -35,21 +35,25 @@ from sfhzoo.samplers.encoding import (
 )
 from sfhzoo.samplers.fission import draw_views
 from sfhzoo.samplers.posterior_network import PosteriorNetwork, split_state
-from sfhzoo.samplers.update import Blunt, Moved, update
+from sfhzoo.samplers.update import Blunt, Moved, prepare, try_out, update
 from sfhzoo.stopwatch import Stopwatch
 
-N_GROUPS = 80
+N_GROUPS = 160
 """Views of the data; draws of one view share its noise, so many views of few draws."""
 EXTRA_NOISE = 2.0
 """Variance of the noise added to what the network sees: it has a third of the information."""
-MIN_ENSEMBLE = 400
+MIN_ENSEMBLE = 800
 """Draws that estimate the covariance; it has 131 dimensions."""
 SPARE = 1.1
 """Draws moved onto the data per sample wanted; some get stuck."""
+N_TRIED = 20
+"""Draws that are moved to see whether the errors are large enough."""
 STEPS = 32
 MAX_MISFIT = 1.15
 """Median chi² over its expectation beyond which the errors are scaled up and all is repeated."""
 MAX_ROUNDS = 3
+MAX_GAIN = 30.0
+"""Of chi² in its last step, beyond which a draw is still on its way."""
 MAX_RHAT = 1.3
 MIN_WITHIN = 20
 """Degrees of freedom within views below which nothing is said about their agreement."""
@@ -107,8 +111,8 @@ class AmortizedSampler:
         net = self.network.network
         basis = net.basis.double()
         population = (basis / net.eigenvalues) @ basis.T
-        n_moved, rounds, span_scale = int(SPARE * n) + 4, 0, None
-        while True:
+        n_moved, rounds, rest, span_scale = int(SPARE * n) + 4, 0, None, None
+        while rest is None:
             rounds += 1
             with watch("network"):
                 blunt = self._look(problem, view, scale, n_moved, generator)
@@ -116,17 +120,21 @@ class AmortizedSampler:
             # whole views, as their means are wanted
             pick = (views[:, None] * blunt.size + torch.arange(blunt.size)).flatten()[:n_moved]
             fit_scale = problem.fit_error_scale and rounds == 1
-            moved = update(problem, blunt, pick, population, fit_scale, generator, watch)
-            span_scale = span_scale or moved.scale
-            keep, n_replaced = _select(moved, n, generator)
-            c, chi2 = fit_calibration(
-                problem, moved.flux[keep], moved.columns, moved.scale, generator
+            rest = prepare(
+                problem, blunt, blunt.state, population, fit_scale, scale, generator, watch
             )
-            misfit = float(chi2.median()) / len(problem.flux) / moved.scale**2
-            if rounds == MAX_ROUNDS or misfit < MAX_MISFIT or not problem.fit_error_scale:
-                break
-            # no history is as good as the best mix of templates: the errors must cover that
-            scale = moved.scale * misfit**0.5
+            span_scale = span_scale or rest.scale
+            if problem.fit_error_scale and rounds < MAX_ROUNDS:
+                flux, loss = try_out(rest, pick[:N_TRIED], generator, watch)
+                _, chi2 = fit_calibration(problem, flux, rest.columns, rest.scale, generator)
+                misfit = _calc_misfit(problem, chi2 - loss * rest.scale**2, rest.scale)
+                if misfit > MAX_MISFIT:
+                    # no history is as good as the best mix of templates: the errors must cover it
+                    scale, rest = rest.scale * misfit**0.5, None
+        moved = update(problem, rest, pick, population, blunt, generator, watch)
+        keep, n_replaced = _select(moved, n, generator)
+        c, chi2 = fit_calibration(problem, moved.flux[keep], moved.columns, moved.scale, generator)
+        misfit = _calc_misfit(problem, chi2, moved.scale)
         known = {
             "nfe": self.network.nfe - start_nfe, "ensemble": len(blunt.state), "rounds": rounds,
             "error_scale_of_the_span": span_scale, "replaced": n_replaced,
@@ -202,6 +210,11 @@ def _finish(
     return Draws(full, moved.flux[keep], factor, nfe, stats, facts, warnings)
 
 
+def _calc_misfit(problem: Problem, chi2: Tensor, scale: float) -> float:
+    """Median chi² of draws [sample] over its expectation."""
+    return float(chi2.median()) / len(problem.flux) / scale**2
+
+
 def _summarise(problem: Problem, state: Tensor) -> Tensor:
     """What is watched for convergence: three summaries of the history, the free nuisance."""
     x, u = split_state(state, problem.n_bins)
@@ -263,10 +276,10 @@ def calc_span_scale(problem: Problem, functionals: Tensor, columns: Tensor) -> f
 def _select(moved: Moved, n: int, generator: torch.Generator) -> tuple[Tensor, int]:
     """n indices of draws that reached the data (repeated if too few), and how many failed."""
     done, good = moved.polished, moved.settled.nonzero()[:, 0]
-    total, unfinished = len(done.cost), int(done.unfinished.sum())
-    if min(len(good), total - unfinished) < 0.3 * total:
+    total, far = len(done.cost), int((done.unfinished & (done.gain > MAX_GAIN)).sum())
+    if min(len(good), total - far) < 0.3 * total:
         raise SamplingError(
-            f"only {len(good)} of {total} draws reached the data, {unfinished} were still moving "
+            f"only {len(good)} of {total} draws reached the data, {far} were still moving "
             f"after {done.iterations} iterations; the spectrum is unlike any galaxy the posterior "
             "network was trained on, or its bands are of another aperture (try --sampler pnpdm)"
         )

@@ -77,12 +77,14 @@ class CurvedLikelihood:
 
 
 class Optimum(NamedTuple):
-    """`state` [chain, n_state], its cost and damping [chain], which chains were still gaining."""
+    """`state` [chain, n_state]; per chain its cost and damping, which were still gaining, and what
+    the last step that gained did."""
 
     state: Tensor
     cost: Tensor
     damping: Tensor
     unfinished: Tensor
+    gain: Tensor
     iterations: int
 
 
@@ -123,7 +125,7 @@ def optimise(
         torch.full((len(m),), MIN_DAMPING, dtype=m.dtype) if damping is None else damping.clone()
     )
     cost, residual = cost_of(m, torch.arange(len(m)))
-    active = torch.ones(len(m), dtype=torch.bool)
+    active, last_gain = torch.ones(len(m), dtype=torch.bool), torch.zeros_like(cost)
     n_done = 0
     while n_done < iterations:
         k = active.nonzero()[:, 0]
@@ -142,11 +144,11 @@ def optimise(
         better = gain > 0
         moved = k[better]
         m[moved], residual[moved] = trial[better], new_residual[better]
-        cost[moved] = new_cost[better]
+        cost[moved], last_gain[moved] = new_cost[better], gain[better]
         damping[k] = (damping[k] * torch.where(better, 0.1, 8.0)).clamp(MIN_DAMPING, 1e8)
         # a full step on a straight S gains what its gradient predicts and leaves nothing to gain
         active[k] = (~better & (damping[k] < 1e7)) | ((gain - predicted).abs() > tolerance)
-    return Optimum(m, cost, damping, active, n_done)
+    return Optimum(m, cost, damping, active, last_gain, n_done)
 
 
 def _solve(inner: Tensor, p: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:

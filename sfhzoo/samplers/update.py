@@ -18,7 +18,7 @@ from sfhzoo.likelihood.problem import Problem
 from sfhzoo.samplers.encoding import MAX_SNR
 from sfhzoo.samplers.fission import Fission
 from sfhzoo.samplers.gauss_newton import Optimum, is_settled
-from sfhzoo.samplers.polish import calc_precision, polish
+from sfhzoo.samplers.polish import MAX_ITERATIONS, calc_precision, polish
 from sfhzoo.samplers.posterior_network import split_state
 from sfhzoo.stopwatch import Stopwatch
 
@@ -27,6 +27,8 @@ MAX_LOSS = 0.5
 MAX_BUILDS = 3
 WRONG_LOSS = 4.0
 """A draw whose chi² is wrong by more was moved beyond the range of the interpolation."""
+TRY_ITERATIONS = 15
+"""What a few draws need to come as near to the data as they can, to a few units of chi²."""
 MIN_SPREAD = 0.01
 """rms, in units of the noise, of the draws' spectra along a direction that is kept."""
 
@@ -84,12 +86,93 @@ class Moved(NamedTuple):
     builds: int
 
 
-def update(
+class Rest(NamedTuple):
+    """What the views left out, ready to move draws.
+
+    closer : the network's draws with less of its own error
+    likelihood : of all the data; second : of the rest, along the directions that are kept
+    target : the rest of the data [group, direction]
+    precision : of the draws given their view [n_state, n_state]
+    free : [n_state] bool
+    scale : factor on the errors; ratio : of it to the likelihood's
+    columns : of the calibration polynomial, whitened by the file's errors [wave, order]
+    """
+
+    closer: Blunt
+    likelihood: CompressedLikelihood
+    second: CompressedLikelihood
+    target: Tensor
+    precision: Tensor
+    free: Tensor
+    scale: float
+    ratio: float
+    columns: Tensor
+
+
+def prepare(
     problem: Problem,
     blunt: Blunt,
-    pick: Tensor,
+    around: Tensor,
     population: Tensor,
     fit_scale: bool,
+    scale: float,
+    generator: torch.Generator,
+    watch: Stopwatch,
+) -> Rest:
+    """The rest of the data, compressed onto spectra like those of the states `around`.
+
+    Parameters
+    ----------
+    population : precision of the population's states [n_state, n_state]
+    fit_scale : take the factor on the errors from the flux outside the span of all templates
+    scale : that factor, or what to begin with
+    """
+    with watch("likelihood"):
+        free = torch.ones(blunt.state.shape[1], dtype=torch.bool)
+        free[-N_NUISANCE:] = problem.fixed_coordinates().isnan()
+        likelihood = _build_likelihood(problem, scale, around, generator)
+        reference = _calc_expected_flux(problem, likelihood, around)
+        likelihood = likelihood.calibrated(reference, problem.calibration_order)
+        columns = problem.calibration_rms * scale * likelihood.columns
+        ratio = _calc_scale_ratio(likelihood) if fit_scale else 1.0
+        scale *= ratio
+        # bands keep their errors, and the network does not see them
+        per_component = likelihood.per_component(ratio)
+        functionals = likelihood.extend(blunt.functionals / scale)
+        # views were made with another factor on the errors
+        change = (blunt.scale / scale) ** 2
+        fission = Fission(
+            functionals, columns / scale, likelihood.basis, MAX_SNR, blunt.extra * change
+        )
+        first = likelihood.marginal(fission.first_transform / per_component)
+        information = _calc_information(first, blunt.state)
+        closer = draw_together(blunt, free, population, information)
+        precision = calc_precision(closer.centred(), free, population + information)
+        seen = likelihood.marginal(fission.transform / per_component)
+        turn = _choose_directions(seen, closer.state)
+        second = likelihood.marginal(turn @ fission.transform / per_component)
+        target = fission.second(problem.whiten(scale), blunt.views * change) @ turn.T
+    return Rest(
+        closer, likelihood, second, target, precision, free, scale, ratio, columns
+    )  # fmt: skip
+
+
+def try_out(
+    rest: Rest, pick: Tensor, generator: torch.Generator, watch: Stopwatch
+) -> tuple[Tensor, Tensor]:
+    """Spectra [sample, wave] of a few draws that were moved, and the chi² they are wrong by."""
+    with watch("trial"):
+        state = _polish(rest, pick, None, generator, TRY_ITERATIONS).state
+        flux = rest.likelihood.calc_flux(state)
+        return flux, rest.likelihood.calc_loss(state, flux, rest.ratio)
+
+
+def update(
+    problem: Problem,
+    rest: Rest,
+    pick: Tensor,
+    population: Tensor,
+    blunt: Blunt,
     generator: torch.Generator,
     watch: Stopwatch,
 ) -> Moved:
@@ -97,62 +180,48 @@ def update(
 
     Parameters
     ----------
+    rest : as `prepare` made it of `blunt`; made again where its spectra are too wrong
     pick : indices of the draws to move
-    population : precision of the population's states [n_state, n_state]
-    fit_scale : take the factor on the errors from the flux outside the span of all templates
     """
-    free = torch.ones(blunt.state.shape[1], dtype=torch.bool)
-    free[-N_NUISANCE:] = problem.fixed_coordinates().isnan()
-    scale, builds = blunt.scale, 0
-    around, initial = blunt.state, None
+    builds, initial = 1, None
     while True:
-        builds += 1
-        with watch("likelihood"):
-            likelihood = _build_likelihood(problem, scale, around, generator)
-            reference = _calc_expected_flux(problem, likelihood, around)
-            likelihood = likelihood.calibrated(reference, problem.calibration_order)
-            columns = problem.calibration_rms * scale * likelihood.columns
-            ratio = _calc_scale_ratio(likelihood) if fit_scale else 1.0
-            scale *= ratio
-            # bands keep their errors, and the network does not see them
-            per_component = likelihood.per_component(ratio)
-            functionals = likelihood.extend(blunt.functionals / scale)
-            # views were made with another factor on the errors
-            change = (blunt.scale / scale) ** 2
-            fission = Fission(
-                functionals, columns / scale, likelihood.basis, MAX_SNR, blunt.extra * change
-            )
         with watch("polish"):
-            views = blunt.views * change
-            first = likelihood.marginal(fission.first_transform / per_component)
-            information = _calc_information(first, blunt.state)
-            closer = draw_together(blunt, free, population, information)
-            anchors = closer.state[pick]
-            precision = calc_precision(closer.centred(), free, population + information)
-            seen = likelihood.marginal(fission.transform / per_component)
-            turn = _choose_directions(seen, closer.state)
-            rest = fission.second(problem.whiten(scale), views)[pick // blunt.size] @ turn.T
-            target = rest + torch.randn(rest.shape, generator=generator, dtype=rest.dtype)
-            second = likelihood.marginal(turn @ fission.transform / per_component)
-            polished = polish(second, anchors, target, precision, free, initial)
+            polished = _polish(rest, pick, initial, generator)
             settled = is_settled(polished.cost)
-            offset, pooled = polished.state - anchors, polished.state
-            view = pick // blunt.size
-            again = centre_views(second, pooled, view, settled, precision, free)
+            offset, pooled = polished.state - rest.closer.state[pick], polished.state
+            again = centre_views(
+                rest.second, pooled, pick // blunt.size, settled, rest.precision, rest.free
+            )
             polished = polished._replace(state=again.state)
             settled &= is_settled(again.cost)
         with watch("check"):
-            flux = likelihood.calc_flux(polished.state)
-            loss = likelihood.calc_loss(polished.state, flux, ratio)
-        if builds == MAX_BUILDS or float(loss[settled].median()) < MAX_LOSS:
-            arrived = settled & (loss < max(WRONG_LOSS, 4 * float(loss[settled].median())))
-            rank, directions = likelihood.rank, len(turn)
-            shift = ((offset @ precision) * offset).sum(1)
+            flux = rest.likelihood.calc_flux(polished.state)
+            loss = rest.likelihood.calc_loss(polished.state, flux, rest.ratio)
+        typical = float(loss[settled].median())
+        if builds == MAX_BUILDS or typical < MAX_LOSS:
+            arrived = settled & (loss < max(WRONG_LOSS, 4 * typical))
+            shift = ((offset @ rest.precision) * offset).sum(1)
             return Moved(
-                polished, pooled, shift, flux, loss, arrived, scale, columns, rank, directions,
-                builds,
+                polished, pooled, shift, flux, loss, arrived, rest.scale, rest.columns,
+                rest.likelihood.rank, rest.second.rank, builds,
             )  # fmt: skip
+        builds += 1
         around, initial = polished.state[settled], polished.state
+        rest = prepare(problem, blunt, around, population, False, rest.scale, generator, watch)
+
+
+def _polish(
+    rest: Rest,
+    pick: Tensor,
+    initial: Tensor | None,
+    generator: torch.Generator,
+    iterations: int = MAX_ITERATIONS,
+) -> Optimum:
+    """Picked draws at their optima, each for the rest of the data with its own noise."""
+    target = rest.target[pick // rest.closer.size]
+    target = target + torch.randn(target.shape, generator=generator, dtype=target.dtype)
+    anchor = rest.closer.state[pick]
+    return polish(rest.second, anchor, target, rest.precision, rest.free, initial, iterations)
 
 
 def draw_together(blunt: Blunt, free: Tensor, population: Tensor, information: Tensor) -> Blunt:
