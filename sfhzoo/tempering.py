@@ -19,7 +19,7 @@ from sfhzoo.likelihood.problem import Problem
 
 Array = NDArray[np.float64]
 
-MAX_STEP = 0.8
+MAX_STEP = 1.2
 """Of ln beta, between nodes."""
 
 

@@ -145,15 +145,7 @@ class TrainingState:
 
     def restore(self, path: Path, identity: dict[str, Any]) -> None:
         """Continue from a checkpoint; DataError when it belongs to another recipe."""
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as f:
-            meta = json.loads(f.metadata()["state"])
-        stale = [k for k in identity if meta.get(k) != identity[k]]
-        if stale:
-            raise DataError(
-                f"{path} was written with another {', '.join(stale)}; train into a new directory"
-            )
+        meta = read_progress(path, identity)
         tensors = load_file(path)
         part = lambda p: {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}  # noqa: E731
         self.network.load_state_dict(part("net."))
@@ -170,6 +162,20 @@ class TrainingState:
         self.generator.set_state(tensors["generator"])
         self.losses = tensors["losses"].tolist()
         self.step, self.cpu_seconds = meta["step"], meta["cpu_seconds"]
+
+
+def read_progress(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Step and seconds of a checkpoint; DataError when it belongs to another recipe."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as f:
+        meta: dict[str, Any] = json.loads(f.metadata()["state"])
+    stale = [k for k in identity if meta.get(k) != identity[k]]
+    if stale:
+        raise DataError(
+            f"{path} was written with another {', '.join(stale)}; train into a new directory"
+        )
+    return meta
 
 
 Loss = Callable[[TrainingState], Tensor]

@@ -22,6 +22,7 @@ from sfhzoo.priors.training import (
     calc_principal_components,
     make_state,
     plot_loss,
+    read_progress,
     run_steps,
     set_variances,
 )
@@ -120,6 +121,14 @@ def train_posterior_network(
     progress: bool = False,
 ) -> PosteriorNetwork:
     """Simulate, train (resuming from `out`'s checkpoint) and write the artifact into `out`."""
+    identity = {
+        "options": json.dumps(asdict(options), sort_keys=True),
+        "set": data.sha256,
+        "grid": grid.sha256,
+    }
+    checkpoint = out / "checkpoint.safetensors"
+    if checkpoint.exists():
+        read_progress(checkpoint, identity)  # before minutes are spent on observations
     start = None if options.start is None else load_posterior_network(options.start)
     pool = simulate_pool(data, scaling, grid, options, start, out / "pool.safetensors", progress)
     encoder = Encoder.from_weights(pool)
@@ -130,13 +139,8 @@ def train_posterior_network(
     network = _begin_from(start, pool["state"]) if start else _fresh_network(pool, options)
     v0, features = pool["state"] @ network.basis, pool["features"]
     state = make_state(network, training)
-    identity = {
-        "options": json.dumps(asdict(options), sort_keys=True),
-        "set": data.sha256,
-        "grid": grid.sha256,
-    }
-    if (out / "checkpoint.safetensors").exists():
-        state.restore(out / "checkpoint.safetensors", identity)
+    if checkpoint.exists():
+        state.restore(checkpoint, identity)
 
     def loss(state: TrainingState) -> Tensor:
         g = state.generator
