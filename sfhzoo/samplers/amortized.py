@@ -1,9 +1,9 @@
 """The default sampler: a posterior network draws, the exact likelihood completes.
 
     1. The part of the flux outside the span of all spectra gives the factor on the errors.
-    2. The network draws given blunt views of the data (`fission`): they hold a third of the
-       information, and no coefficient is known better than to 1 / 30 of its spread, so what it has
-       to resolve is within its reach.
+    2. The network draws given blunt views of the data (`fission`): of good data they hold a part
+       of the information, and no coefficient is known better than to 1 / 30 of its spread, so what
+       it has to resolve is within its reach.
     3. Each draw is updated with the rest of the data under the exact likelihood (`polish`).
     4. What still tells the views apart is the network's error: it is taken out (`update`).
 
@@ -40,8 +40,11 @@ from sfhzoo.stopwatch import Stopwatch
 
 N_GROUPS = 160
 """Views of the data; draws of one view share its noise, so many views of few draws."""
-EXTRA_NOISE = 2.0
-"""Variance of the noise added to what the network sees: it has a third of the information."""
+EXTRA_NOISE_PER_SNR = 1 / 40
+"""Variance of the noise added to what the network sees, in units of the data's, over the median
+signal-to-noise ratio per 138 km/s. The network knows what is soft better than the update, which is
+for Gaussians, and what is stiff worse: of good data it sees less (docs/validation.md)."""
+MIN_EXTRA_NOISE = 1e-3
 MIN_ENSEMBLE = 800
 """Draws that estimate the covariance; it has 131 dimensions."""
 SPARE = 1.1
@@ -174,8 +177,9 @@ class AmortizedSampler:
         size = max(-(-max(n, self.ensemble) // self.groups), 2)
         functionals = view.functionals / scale
         whitened = problem.flux * problem.ivar.sqrt() / scale
-        views = draw_views(whitened, functionals, MAX_SNR, EXTRA_NOISE, self.groups, generator)
-        share = 1 / (1 + EXTRA_NOISE)
+        extra = max(float(view.snr) / scale * EXTRA_NOISE_PER_SNR, MIN_EXTRA_NOISE)
+        views = draw_views(whitened, functionals, MAX_SNR, extra, self.groups, generator)
+        share = 1 / (1 + extra)
         information = share * functionals.T @ functionals
         features = self.network.encoder.features(
             information[None], share * views - information[0], view.level,
@@ -185,7 +189,7 @@ class AmortizedSampler:
         state[:, -1] += view.offset / VELOCITY_SCALE
         state = _impose(state, problem.fixed_coordinates())
         own_error = self.network.config.get("own_error", 0.0)
-        return Blunt(view.functionals, scale, EXTRA_NOISE, views, state, size, own_error)
+        return Blunt(view.functionals, scale, extra, views, state, size, own_error)
 
 
 def _finish(
