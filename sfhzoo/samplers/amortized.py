@@ -90,6 +90,8 @@ class AmortizedSampler:
     lsf_extra : broadening by the instrument beyond the grid's own resolution, km/s
     luminosity : factor from flux (erg/s/cm²/Å) to Lsun/Å at rest
     ensemble : draws of the network, at least; groups : views they are given
+    extra_noise : variance of the noise added to the views, in units of the data's; None: by the
+        signal-to-noise ratio
     """
 
     network: PosteriorNetwork
@@ -97,6 +99,7 @@ class AmortizedSampler:
     luminosity: float
     ensemble: int = MIN_ENSEMBLE
     groups: int = N_GROUPS
+    extra_noise: float | None = None
 
     def sample(self, problem: Problem, n: int, generator: torch.Generator) -> Draws:
         """n posterior samples.
@@ -177,7 +180,9 @@ class AmortizedSampler:
         size = max(-(-max(n, self.ensemble) // self.groups), 2)
         functionals = view.functionals / scale
         whitened = problem.flux * problem.ivar.sqrt() / scale
-        extra = max(float(view.snr) / scale * EXTRA_NOISE_PER_SNR, MIN_EXTRA_NOISE)
+        extra = self.extra_noise
+        if extra is None:
+            extra = max(float(view.snr) / scale * EXTRA_NOISE_PER_SNR, MIN_EXTRA_NOISE)
         views = draw_views(whitened, functionals, MAX_SNR, extra, self.groups, generator)
         share = 1 / (1 + extra)
         information = share * functionals.T @ functionals
