@@ -68,7 +68,7 @@ from sfhzoo.zoo.artifacts import load_grid, load_prior
 Array = NDArray[np.float64]
 
 ENSEMBLE, GROUPS = 250, 50
-"""Draws of the posterior network per node, and views: more views than where one node is all."""
+"""Draws of the posterior network per node, and views; fewer of both than where one node is all."""
 EXTRA_NOISE = 2.0
 """Of the views. A few of the network's draws miss the data: where it sees all of poor data, mean
 chi² at S/N 0.2 is 2 to 3 too high, with this 0.4 (intervals do not feel a few draws)."""

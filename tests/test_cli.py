@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from sfhzoo import __version__
-from sfhzoo.cli import cli, run
+from sfhzoo.cli import cli, main, run
 from sfhzoo.cli.infer import EXAMPLE, default_output
 from sfhzoo.errors import SamplingError
 
@@ -248,3 +248,15 @@ def test_a_quantity_that_is_undefined_prints_as_a_dash(posterior):
     empty = replace(posterior, sfr=0 * posterior.sfr)
     rows = [line.split() for line in format_table(empty.summary()).splitlines()]
     assert next(row for row in rows if row[:1] == ["t50"]) == ["t50", "-", "-", "-", "Gyr"]
+
+
+@pytest.mark.parametrize("given, kept", [(None, "10000"), ("77", "77")])
+def test_threads_spin_little_unless_the_user_says_so(monkeypatch, given, kept):
+    if given is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    else:
+        monkeypatch.setenv("GOMP_SPINCOUNT", given)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ["GOMP_SPINCOUNT"] == kept
+    os.environ.pop("GOMP_SPINCOUNT")

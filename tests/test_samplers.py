@@ -7,6 +7,7 @@ the sampler must say that they did not.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import asdict
 
 import numpy as np
@@ -37,6 +38,7 @@ from sfhzoo.likelihood.calibration import (
 )
 from sfhzoo.likelihood.problem import ERROR_SCALE_SPREAD, Problem, draw_error_scale
 from sfhzoo.likelihood.profile import fit_profile
+from sfhzoo.samplers import amortized as amortized_module
 from sfhzoo.samplers import simulator as simulator_module
 from sfhzoo.samplers import update as update_module
 from sfhzoo.samplers.amortized import (
@@ -236,10 +238,43 @@ def test_the_exact_likelihood_corrects_an_untrained_network(sampler):
 
 
 @pytest.mark.slow
-def test_draws_that_cannot_reach_the_data_are_refused(sampler, monkeypatch):
+def test_errors_that_no_history_can_meet_are_enlarged_after_a_trial(sampler):
+    problem, _ = make_problem(**FIXED)
+    # a step of 10 % in the flux: no mix of old and young stars has one
+    flux = problem.flux.clone()
+    flux[len(flux) // 2 :] *= 1.1
+    draws = sampler.sample(
+        dataclasses.replace(problem, flux=flux), 20, torch.Generator().manual_seed(11)
+    )
+    assert 2 <= draws.facts["rounds"] <= amortized_module.MAX_ROUNDS
+    assert float(draws.error_scale.median()) > 1.2
+    easy = sampler.sample(problem, 20, torch.Generator().manual_seed(11))
+    assert easy.facts["rounds"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given, expected", [(None, "by S/N"), (2.0, 2.0)])
+def test_the_better_the_data_the_less_of_them_the_network_sees(sampler, given, expected):
+    chosen = dataclasses.replace(sampler, extra_noise=given)
+    seen = []
+    for factor in (1.0, 4.0):
+        problem, _ = make_problem(fit_error_scale=False, **FIXED)
+        view = chosen._view(problem)
+        g = torch.Generator().manual_seed(12)
+        seen.append(chosen._look(problem, view, factor, 10, g).extra)
+    if expected == "by S/N":
+        assert seen[0] == pytest.approx(float(view.snr) / 40)
+        assert seen[1] == pytest.approx(seen[0] / 4)
+    else:
+        assert seen == [expected, expected]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fit_error_scale", [False, True])
+def test_draws_that_cannot_reach_the_data_are_refused(sampler, monkeypatch, fit_error_scale):
     polish = update_module.polish
     monkeypatch.setattr(update_module, "polish", lambda *a: polish(*a[:5], iterations=1))
-    problem, _ = make_problem(fit_error_scale=False, **FIXED)
+    problem, _ = make_problem(fit_error_scale=fit_error_scale, **FIXED)
     with pytest.raises(SamplingError, match="draws reached the data"):
         sampler.sample(problem, 10, torch.Generator().manual_seed(8))
 

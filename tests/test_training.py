@@ -197,6 +197,15 @@ def test_a_recipe_without_a_training_set_is_refused(workspace):
         TrainingOptions.from_recipe({"training": {"steps": 3}}, "recipe")
 
 
+@pytest.mark.parametrize("floor", [-1.5, -12.0])
+def test_the_floor_of_the_metallicity_is_the_recipes(workspace, floor):
+    recipe = write_recipe(workspace, logzsol_floor=floor)
+    prior = load_prior(training.train(recipe, workspace / "floor"))
+    assert prior.scaling.logzsol_floor == floor
+    low = prior.scaling.from_x(torch.full((1, 2, 64), -1e3))
+    assert float(low.logzsol.max()) == floor
+
+
 def test_a_missing_training_set_is_refused_by_its_path(workspace):
     recipe = write_recipe(workspace, training_set="gone.zarr")
     with pytest.raises(ArtifactError, match=r"gone\.zarr"):

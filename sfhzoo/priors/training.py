@@ -165,7 +165,7 @@ class TrainingState:
 
 
 def read_progress(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Step and seconds of a checkpoint; DataError when it belongs to another recipe."""
+    """Step, seconds and identity of a checkpoint; DataError when it is of another recipe."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as f:

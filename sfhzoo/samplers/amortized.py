@@ -35,16 +35,17 @@ from sfhzoo.samplers.encoding import (
 )
 from sfhzoo.samplers.fission import draw_views
 from sfhzoo.samplers.posterior_network import PosteriorNetwork, split_state
-from sfhzoo.samplers.update import Blunt, Moved, prepare, try_out, update
+from sfhzoo.samplers.update import Blunt, Moved, is_far, prepare, try_out, update
 from sfhzoo.stopwatch import Stopwatch
 
 N_GROUPS = 160
 """Views of the data; draws of one view share its noise, so many views of few draws."""
 EXTRA_NOISE_PER_SNR = 1 / 40
-"""Variance of the noise added to what the network sees, in units of the data's, over the median
+"""Variance of the noise added to what the network sees, in units of the data's, over the rms
 signal-to-noise ratio per 138 km/s. The network knows what is soft better than the update, which is
 for Gaussians, and what is stiff worse: of good data it sees less (docs/validation.md)."""
 MIN_EXTRA_NOISE = 1e-3
+"""Without any, directions that are not blurred would have nothing left for the update."""
 MIN_ENSEMBLE = 800
 """Draws that estimate the covariance; it has 131 dimensions."""
 SPARE = 1.1
@@ -55,8 +56,8 @@ STEPS = 32
 MAX_MISFIT = 1.15
 """Median chi² over its expectation beyond which the errors are scaled up and all is repeated."""
 MAX_ROUNDS = 3
-MAX_GAIN = 30.0
-"""Of chi² in its last step, beyond which a draw is still on its way."""
+MIN_ARRIVED = 0.3
+"""Share of the draws that must reach the data."""
 MAX_RHAT = 1.3
 MIN_WITHIN = 20
 """Degrees of freedom within views below which nothing is said about their agreement."""
@@ -131,13 +132,17 @@ class AmortizedSampler:
             )
             span_scale = span_scale or rest.scale
             if problem.fit_error_scale and rounds < MAX_ROUNDS:
-                flux, loss = try_out(rest, pick[:N_TRIED], generator, watch)
-                _, chi2 = fit_calibration(problem, flux, rest.columns, rest.scale, generator)
-                misfit = _calc_misfit(problem, chi2 - loss * rest.scale**2, rest.scale)
-                if misfit > MAX_MISFIT:
-                    # no history is as good as the best mix of templates: the errors must cover it
-                    scale, rest = rest.scale * misfit**0.5, None
-        moved = update(problem, rest, pick, population, blunt, generator, watch)
+                # one of each view; if none arrives, that is for the update to say
+                some = pick[:: blunt.size][:N_TRIED]
+                tried = try_out(rest, some, generator, watch)
+                if len(tried) >= MIN_ARRIVED * len(some):
+                    _, chi2 = fit_calibration(problem, tried, rest.columns, rest.scale, generator)
+                    misfit = _calc_misfit(problem, chi2, rest.scale)
+                    if misfit > MAX_MISFIT:
+                        # no history is as good as the best mix of templates: the errors must
+                        # cover that
+                        scale, rest = rest.scale * misfit**0.5, None
+        moved = update(problem, rest, pick, population, fit_scale, generator, watch)
         keep, n_replaced = _select(moved, n, generator)
         c, chi2 = fit_calibration(problem, moved.flux[keep], moved.columns, moved.scale, generator)
         misfit = _calc_misfit(problem, chi2, moved.scale)
@@ -285,8 +290,8 @@ def calc_span_scale(problem: Problem, functionals: Tensor, columns: Tensor) -> f
 def _select(moved: Moved, n: int, generator: torch.Generator) -> tuple[Tensor, int]:
     """n indices of draws that reached the data (repeated if too few), and how many failed."""
     done, good = moved.polished, moved.settled.nonzero()[:, 0]
-    total, far = len(done.cost), int((done.unfinished & (done.gain > MAX_GAIN)).sum())
-    if min(len(good), total - far) < 0.3 * total:
+    total, far = len(done.cost), int(is_far(done).sum())
+    if min(len(good), total - far) < MIN_ARRIVED * total:
         raise SamplingError(
             f"only {len(good)} of {total} draws reached the data, {far} were still moving "
             f"after {done.iterations} iterations; the spectrum is unlike any galaxy the posterior "

@@ -18,7 +18,7 @@ from sfhzoo.likelihood.problem import Problem
 from sfhzoo.samplers.encoding import MAX_SNR
 from sfhzoo.samplers.fission import Fission
 from sfhzoo.samplers.gauss_newton import Optimum, is_settled
-from sfhzoo.samplers.polish import MAX_ITERATIONS, calc_precision, polish
+from sfhzoo.samplers.polish import calc_precision, polish
 from sfhzoo.samplers.posterior_network import split_state
 from sfhzoo.stopwatch import Stopwatch
 
@@ -27,8 +27,8 @@ MAX_LOSS = 0.5
 MAX_BUILDS = 3
 WRONG_LOSS = 4.0
 """A draw whose chi² is wrong by more was moved beyond the range of the interpolation."""
-TRY_ITERATIONS = 15
-"""What a few draws need to come as near to the data as they can, to a few units of chi²."""
+MAX_GAIN = 100.0
+"""Of chi², some thousands, in the last step that gained: beyond it a draw is still on its way."""
 MIN_SPREAD = 0.01
 """rms, in units of the noise, of the draws' spectra along a direction that is kept."""
 
@@ -89,7 +89,8 @@ class Moved(NamedTuple):
 class Rest(NamedTuple):
     """What the views left out, ready to move draws.
 
-    closer : the network's draws with less of its own error
+    blunt : what the network made of the data
+    closer : its draws with less of its own error
     likelihood : of all the data; second : of the rest, along the directions that are kept
     target : the rest of the data [group, direction]
     precision : of the draws given their view [n_state, n_state]
@@ -98,6 +99,7 @@ class Rest(NamedTuple):
     columns : of the calibration polynomial, whitened by the file's errors [wave, order]
     """
 
+    blunt: Blunt
     closer: Blunt
     likelihood: CompressedLikelihood
     second: CompressedLikelihood
@@ -152,19 +154,15 @@ def prepare(
         turn = _choose_directions(seen, closer.state)
         second = likelihood.marginal(turn @ fission.transform / per_component)
         target = fission.second(problem.whiten(scale), blunt.views * change) @ turn.T
-    return Rest(
-        closer, likelihood, second, target, precision, free, scale, ratio, columns
-    )  # fmt: skip
+    return Rest(blunt, closer, likelihood, second, target, precision, free, scale, ratio, columns)
 
 
-def try_out(
-    rest: Rest, pick: Tensor, generator: torch.Generator, watch: Stopwatch
-) -> tuple[Tensor, Tensor]:
-    """Spectra [sample, wave] of a few draws that were moved, and the chi² they are wrong by."""
+def try_out(rest: Rest, pick: Tensor, generator: torch.Generator, watch: Stopwatch) -> Tensor:
+    """Spectra [sample, wave], as compressed, of those of the picked draws that arrive."""
     with watch("trial"):
-        state = _polish(rest, pick, None, generator, TRY_ITERATIONS).state
-        flux = rest.likelihood.calc_flux(state)
-        return flux, rest.likelihood.calc_loss(state, flux, rest.ratio)
+        moved = _polish(rest, pick, None, generator)
+        arrived = is_settled(moved.cost) & ~is_far(moved)
+        return rest.likelihood.to_flux(rest.likelihood.predict(moved.state)[arrived])
 
 
 def update(
@@ -172,7 +170,7 @@ def update(
     rest: Rest,
     pick: Tensor,
     population: Tensor,
-    blunt: Blunt,
+    fit_scale: bool,
     generator: torch.Generator,
     watch: Stopwatch,
 ) -> Moved:
@@ -180,8 +178,9 @@ def update(
 
     Parameters
     ----------
-    rest : as `prepare` made it of `blunt`; made again where its spectra are too wrong
+    rest : made again around the moved draws where its spectra are too wrong
     pick : indices of the draws to move
+    population, fit_scale : as for `prepare`
     """
     builds, initial = 1, None
     while True:
@@ -190,7 +189,7 @@ def update(
             settled = is_settled(polished.cost)
             offset, pooled = polished.state - rest.closer.state[pick], polished.state
             again = centre_views(
-                rest.second, pooled, pick // blunt.size, settled, rest.precision, rest.free
+                rest.second, pooled, pick // rest.blunt.size, settled, rest.precision, rest.free
             )
             polished = polished._replace(state=again.state)
             settled &= is_settled(again.cost)
@@ -207,21 +206,24 @@ def update(
             )  # fmt: skip
         builds += 1
         around, initial = polished.state[settled], polished.state
-        rest = prepare(problem, blunt, around, population, False, rest.scale, generator, watch)
+        rest = prepare(
+            problem, rest.blunt, around, population, fit_scale, rest.scale, generator, watch
+        )
+
+
+def is_far(moved: Optimum) -> Tensor:
+    """Which draws [sample] are still on their way."""
+    return moved.unfinished & (moved.gain > MAX_GAIN)
 
 
 def _polish(
-    rest: Rest,
-    pick: Tensor,
-    initial: Tensor | None,
-    generator: torch.Generator,
-    iterations: int = MAX_ITERATIONS,
+    rest: Rest, pick: Tensor, initial: Tensor | None, generator: torch.Generator
 ) -> Optimum:
     """Picked draws at their optima, each for the rest of the data with its own noise."""
-    target = rest.target[pick // rest.closer.size]
+    target = rest.target[pick // rest.blunt.size]
     target = target + torch.randn(target.shape, generator=generator, dtype=target.dtype)
     anchor = rest.closer.state[pick]
-    return polish(rest.second, anchor, target, rest.precision, rest.free, initial, iterations)
+    return polish(rest.second, anchor, target, rest.precision, rest.free, initial)
 
 
 def draw_together(blunt: Blunt, free: Tensor, population: Tensor, information: Tensor) -> Blunt:
