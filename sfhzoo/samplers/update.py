@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
 from sfhzoo.likelihood.nuisance import N_NUISANCE
@@ -162,7 +163,8 @@ def try_out(rest: Rest, pick: Tensor, generator: torch.Generator, watch: Stopwat
     with watch("trial"):
         moved = _polish(rest, pick, None, generator)
         arrived = is_settled(moved.cost) & ~is_far(moved)
-        return rest.likelihood.to_flux(rest.likelihood.predict(moved.state)[arrived])
+        uncalibrated = pad(moved.state, (0, rest.likelihood.n_calibration))
+        return rest.likelihood.to_flux(rest.likelihood.predict(uncalibrated)[arrived])
 
 
 def update(
