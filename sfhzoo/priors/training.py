@@ -254,14 +254,9 @@ def load_training_x(
     path = Path(options.training_set)
     data = trainingset.load(path if path.is_absolute() or path.exists() else base / path)
     sfr, logzsol = data.histories("train")
-    scaling = HistoryScaling.fit(
-        sfr,
-        logzsol,
-        options.parametrisation,  # type: ignore[arg-type]
-        logzsol_floor=options.logzsol_floor,
-        logzsol_cap=options.logzsol_cap,
-        cap_width=options.cap_width,
-    )
+    bounds = {k: getattr(options, k) for k in ("logzsol_floor", "logzsol_cap", "cap_width")}
+    kind: Any = options.parametrisation
+    scaling = HistoryScaling.fit(sfr, logzsol, kind, **bounds)
     return torch.from_numpy(scaling.to_x(sfr, logzsol)).float(), scaling, data
 
 
