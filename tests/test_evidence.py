@@ -27,7 +27,6 @@ from sfhzoo.likelihood.options import Options
 from sfhzoo.likelihood.problem import Draws
 from sfhzoo.preparation import prepare_spectrum
 from sfhzoo.tempering import (
-    MAX_STEP,
     Misfit,
     Node,
     calc_importance,
@@ -54,14 +53,14 @@ def pulls():
     found = []
     for seed in range(40):
         oracle, g = make_linear(seed), torch.Generator().manual_seed(1000 + seed)
-        e = estimate(oracle, sample_exact, 150, g, n_prior=3000, effective=100)
+        e = estimate(oracle, sample_exact, 225, g, n_prior=3000, effective=100)
         found.append(((e.value - calc_exact(oracle)) / e.error, e.error))
     return np.array(found)
 
 
 def test_a_linear_gaussian_evidence_is_right_within_its_error(pulls):
     pull, error = pulls.T
-    assert error.max() < 0.45
+    assert error.max() < 0.4
     assert abs(pull.mean()) < 3 / len(pull) ** 0.5
     # 40 standard normal numbers have a mean square of 1 +- 0.22
     assert 0.5 < (pull**2).mean() < 1.7
@@ -70,8 +69,8 @@ def test_a_linear_gaussian_evidence_is_right_within_its_error(pulls):
 @pytest.mark.parametrize("noise", [10.0, 1.0, 0.1])
 def test_a_mixtures_evidence_is_right_to_three_tenths(noise):
     oracle = make_oracle(noise, prior=make_prior(d=12))
-    e = estimate(oracle, sample_exact, 4000, torch.Generator().manual_seed(0))
-    assert e.error < 0.13
+    e = estimate(oracle, sample_exact, 6000, torch.Generator().manual_seed(0))
+    assert e.error < 0.12
     assert abs(e.value - calc_exact(oracle)) < 0.3
 
 
@@ -124,7 +123,7 @@ def test_nodes_lie_close_enough_and_end_at_the_posterior():
         nodes = place_nodes(start)
         assert nodes[0] == start and nodes[-1] == 0.0
         assert (len(nodes) - 1) % 4 == 0
-        assert np.diff(nodes).max() <= MAX_STEP + 1e-12
+        assert np.diff(nodes).max() <= 1.2 + 1e-12
 
 
 def test_importance_counts_its_draws():

