@@ -230,6 +230,10 @@ class CompressedLikelihood:
         by_node = self._by_node(scatter_weights(at, self.n_nodes))
         return self._mix(self._nuisance(u), by_node) + c @ self.calibration
 
+    def predict_uncalibrated(self, state: Tensor) -> Tensor:
+        """S [sample, component] without calibration, whose coefficients `state` may lack."""
+        return self.predict(pad(state[:, : 2 * self.n_bins + N_NUISANCE], (0, self.n_calibration)))
+
     def linearise(self, state: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """J r [sample, n_state] and J J^T [sample, n_state, n_state], J = dS/dstate.
 
@@ -331,13 +335,9 @@ class CompressedLikelihood:
     def calc_loss(self, state: Tensor, flux: Tensor, scale: float = 1.0) -> Tensor:
         """chi² [sample] by which compression and interpolation misstate exact spectra `flux`.
 
-        The calibration is the same on both sides, so `state` may end before its coefficients.
         `scale` is a further factor on the spectrum's errors.
         """
-        before_c = 2 * self.n_bins + N_NUISANCE
-        c = state.new_zeros(len(state), self.n_calibration)
-        model = self.predict(torch.cat([state[:, :before_c], c], dim=1))
-        rebuilt = model @ self.basis
+        rebuilt = self.predict_uncalibrated(state) @ self.basis
         n = flux.shape[1]
         loss = ((flux * self.ivar.sqrt() - rebuilt[:, :n]) ** 2).sum(1) / scale**2
         if self.bands is None:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sfhzoo.likelihood.compression import CompressedLikelihood, span_of
 from sfhzoo.likelihood.nuisance import N_NUISANCE
@@ -163,8 +162,8 @@ def try_out(rest: Rest, pick: Tensor, generator: torch.Generator, watch: Stopwat
     with watch("trial"):
         moved = _polish(rest, pick, None, generator)
         arrived = is_settled(moved.cost) & ~is_far(moved)
-        uncalibrated = pad(moved.state, (0, rest.likelihood.n_calibration))
-        return rest.likelihood.to_flux(rest.likelihood.predict(uncalibrated)[arrived])
+        spectra = rest.likelihood.predict_uncalibrated(moved.state)
+        return rest.likelihood.to_flux(spectra[arrived])
 
 
 def update(
