@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sfhzoo.densities import Density
 from sfhzoo.engines import Observation, calc_snr_per_rest_pixel, choose_engine
 from sfhzoo.errors import DataError, UsageError
 from sfhzoo.forward.model import calc_spectrum
@@ -44,7 +45,6 @@ from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.options import Options
 from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.massprior import (
-    MassPrior,
     draw_histories,
     parse_mass_prior,
     weigh_histories,
@@ -161,7 +161,7 @@ def estimate_evidence(
 
 
 def _add_mass_prior(
-    result: Evidence, draws: Draws, problem: Problem, prior: Prior, wanted: MassPrior
+    result: Evidence, draws: Draws, problem: Problem, prior: Prior, wanted: Density
 ) -> Evidence:
     """ln Z' = ln Z + ln <pi / p_M> over the posterior's draws."""
     sfr = problem.to_histories(draws.state).sfr

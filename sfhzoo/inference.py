@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,16 +28,12 @@ from sfhzoo.histories import calc_mass_formed_per_bin
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.calibration import calc_calibration_rows
 from sfhzoo.likelihood.options import Options
-from sfhzoo.likelihood.problem import Draws, Problem
-from sfhzoo.massprior import (
-    AS_TRAINED,
-    MassPrior,
-    parse_mass_prior,
-    weigh_histories,
-)
+from sfhzoo.likelihood.problem import Draws
+from sfhzoo.massprior import AS_TRAINED
 from sfhzoo.posterior import BandFit, Parameter, Posterior
 from sfhzoo.preparation import Setup, prepare_bands, prepare_spectrum, with_bands
 from sfhzoo.priors.prior import Prior
+from sfhzoo.reweighting import OVERSAMPLING, OtherPriors, reweight
 from sfhzoo.samplers.posterior_network import PosteriorNetwork
 from sfhzoo.spectra.photometry import Photometry, read_photometry
 from sfhzoo.spectra.spectrum import Spectrum
@@ -44,9 +42,6 @@ from sfhzoo.zoo.artifacts import DEFAULT_GRID, DEFAULT_PRIOR, load_grid, load_pr
 
 MAX_PULL = 5.0
 """Of a band, in units of its error, beyond which the user is told."""
-OVERSAMPLING = 4
-"""Draws per sample where a mass prior weights them."""
-MIN_EFFECTIVE = 50
 
 
 def infer(
@@ -60,6 +55,7 @@ def infer(
     sampler: SamplerName = "auto",
     network: str | Path | PosteriorNetwork | None = None,
     mass_prior: str = AS_TRAINED,
+    nuisance_priors: Mapping[str, str] = MappingProxyType({}),
     seed: int = 0,
     device: str = "auto",
     progress: bool = False,
@@ -81,6 +77,8 @@ def infer(
     network : posterior network for this prior and grid, or its directory; by default the bundled
     mass_prior : density of the log mass formed to put in the place of the prior's own
         (`massprior`): "as-trained", "flat", "flat:LOW,HIGH", "schechter", "normal:MEAN,SIGMA"
+    nuisance_priors : densities of a_v (mag), sigma_v (km/s) or velocity_offset (km/s) to put in
+        the place of their own (`likelihood.nuisance`): "flat:LOW,HIGH" or "normal:MEAN,SIGMA"
     seed : of all random numbers; same seed and machine, same samples
     device : "cpu", "cuda" or "auto", for the prior's network; all else runs on the CPU
     redshift : wins over the spectrum's; photometry alone needs it
@@ -96,7 +94,7 @@ def infer(
     start = time.perf_counter()
     if samples < 2:
         raise UsageError(f"expected at least 2 samples, got {samples}")
-    chosen, wanted_mass = Options(**options), parse_mass_prior(mass_prior)
+    chosen, wanted = Options(**options), OtherPriors.parse(mass_prior, nuisance_priors)
     _check_sampler(sampler, spectrum, photometry)
     if sampler == "cla":
         chosen = _without_calibration(chosen)
@@ -110,18 +108,15 @@ def infer(
     engine = choose_engine(
         sampler, loaded_prior, loaded_grid, network, setup.observation, device, progress
     )
-    of_mass: dict[str, Any] = {}
-    if wanted_mass is None:
-        draws = engine.sampler.sample(setup.problem, samples, generator)
-    else:
-        draws = engine.sampler.sample(setup.problem, OVERSAMPLING * samples, generator)
-        draws, of_mass = _reweight(
-            setup.problem, draws, loaded_prior, wanted_mass, samples, generator
-        )
+    other: dict[str, Any] = {}
+    n = OVERSAMPLING * samples if wanted else samples
+    draws = engine.sampler.sample(setup.problem, n, generator)
+    if wanted:
+        draws, other = reweight(setup.problem, draws, loaded_prior, wanted, samples, generator)
     sampling = time.perf_counter() - sampling_start
     provenance = {
         "object": _name_object(spectrum, bands),
-        "prior": {"name": loaded_prior.name, "sha256": loaded_prior.sha256, **of_mass},
+        "prior": {"name": loaded_prior.name, "sha256": loaded_prior.sha256, **other},
         "grid": {"name": loaded_grid.name, "sha256": loaded_grid.sha256},
         "sampler": engine.name,
         "seed": seed,
@@ -139,29 +134,6 @@ def infer(
     posterior = _assemble(setup, draws, loaded_prior, loaded_grid, provenance, warnings)
     provenance["wall_s"]["total"] = round(time.perf_counter() - start, 3)
     return posterior
-
-
-def _reweight(
-    problem: Problem, draws: Draws, prior: Prior, wanted: MassPrior, n: int,
-    generator: torch.Generator,
-) -> tuple[Draws, dict[str, Any]]:  # fmt: skip
-    """n of the draws under another mass prior, and what is recorded of it."""
-    sfr = problem.to_histories(draws.state).sfr
-    weights = weigh_histories(sfr, prior, problem.model.cosmic_time, wanted)
-    warnings = list(draws.warnings)
-    if weights.effective < min(MIN_EFFECTIVE, n):
-        warnings.append(
-            f"the mass prior {wanted.name} leaves {weights.effective:.0f} effective samples of "
-            f"{len(sfr)}: take more samples"
-        )
-    if weights.unsupported > 0.01:
-        warnings.append(
-            f"{weights.unsupported:.0%} of the samples have masses at which {prior.name} has "
-            "practically no galaxies: the mass prior has no hold there"
-        )
-    picked = replace(draws.pick(weights.resample(n, generator)), warnings=tuple(warnings))
-    recorded = {"name": wanted.name, "effective": weights.effective, "of": len(sfr)}
-    return picked, {"mass_prior": recorded}
 
 
 def _without_calibration(options: Options) -> Options:

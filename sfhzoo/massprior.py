@@ -19,7 +19,6 @@ practically no draws p_M is bounded from below: no weight makes up for support t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from sfhzoo.densities import Density, parse_density, tabulate
 from sfhzoo.errors import UsageError
 from sfhzoo.histories import Histories, calc_mass_formed
 from sfhzoo.priors.prior import Prior
@@ -45,56 +45,18 @@ FLOOR = 2e-3
 """Lowest p_M over its highest value."""
 
 
-@dataclass(frozen=True)
-class MassPrior:
-    """A density over log10 mass formed (Msun).
-
-    log_mass, log_density : a fine table, normalised per dex; zero beyond its ends
-    """
-
-    name: str
-    log_mass: Array
-    log_density: Array
-
-    def __call__(self, log_mass: ArrayLike) -> Array:
-        """ln of the density per dex [...]; -inf outside the range."""
-        at = np.asarray(log_mass, float)
-        return np.asarray(np.interp(at, self.log_mass, self.log_density, -np.inf, -np.inf))
-
-
-def parse_mass_prior(text: str) -> MassPrior | None:
-    """The mass prior of a name; None for `as-trained`. UsageError for anything else."""
-    name, _, rest = text.partition(":")
-    wrong = UsageError(f"expected the mass prior {CHOICES}, got {text!r}")
-    if name in (AS_TRAINED, "schechter") and rest:
-        raise wrong
-    if name == AS_TRAINED:
+def parse_mass_prior(text: str) -> Density | None:
+    """The mass prior of a name, per dex; None for `as-trained`. UsageError for anything else."""
+    if text == AS_TRAINED:
         return None
-    if name == "schechter":
-        return _tabulate(text, RANGE, _calc_schechter)
+    if text == "schechter":
+        return tabulate(text, RANGE, _calc_schechter)
+    if text == "flat":
+        return tabulate(text, RANGE, np.zeros_like)
     try:
-        given = tuple(float(part) for part in rest.split(",")) if rest else ()
-    except ValueError as e:
-        raise wrong from e
-    if name == "flat" and text == "flat":
-        given = RANGE
-    if len(given) != 2 or not np.all(np.isfinite(given)):
-        raise wrong
-    first, second = given
-    if name == "flat" and first < second:
-        return _tabulate(text, (first, second), np.zeros_like)
-    if name == "normal" and second > 0:
-        ends = (first - 8 * second, first + 8 * second)
-        return _tabulate(text, ends, lambda m: -0.5 * ((m - first) / second) ** 2)
-    raise wrong
-
-
-def _tabulate(
-    name: str, ends: tuple[float, float], log_density: Callable[[Array], Array]
-) -> MassPrior:
-    log_mass = np.linspace(*ends, 2001)
-    value = log_density(log_mass)
-    return MassPrior(name, log_mass, value - np.log(np.trapezoid(np.exp(value), log_mass)))
+        return parse_density(text)
+    except UsageError as e:
+        raise UsageError(f"expected the mass prior {CHOICES}, got {text!r}") from e
 
 
 def _calc_schechter(log_mass: Array) -> Array:
@@ -195,14 +157,14 @@ class Weights:
         return torch.from_numpy(np.minimum(index, len(self.log_weight) - 1))
 
 
-def calc_weights(log_mass: ArrayLike, density: MassDensity, wanted: MassPrior) -> Weights:
+def calc_weights(log_mass: ArrayLike, density: MassDensity, wanted: Density) -> Weights:
     """Weights of draws with log masses [sample]; UsageError where `wanted` has none of them."""
     log_mass = np.asarray(log_mass, float)
     log_weight = wanted(log_mass) - density(log_mass)
     if not np.isfinite(log_weight).any():
         raise UsageError(
-            f"the mass prior {wanted.name} ends at log masses {wanted.log_mass[0]:.2f} and "
-            f"{wanted.log_mass[-1]:.2f}, the posterior has {log_mass.min():.2f} to "
+            f"the mass prior {wanted.name} ends at log masses {wanted.at[0]:.2f} and "
+            f"{wanted.at[-1]:.2f}, the posterior has {log_mass.min():.2f} to "
             f"{log_mass.max():.2f}; give a wider one"
         )
     weights = Weights(log_weight, 0.0)
@@ -211,7 +173,7 @@ def calc_weights(log_mass: ArrayLike, density: MassDensity, wanted: MassPrior) -
 
 
 def weigh_histories(
-    sfr: torch.Tensor, prior: Prior, cosmic_time: float, wanted: MassPrior
+    sfr: torch.Tensor, prior: Prior, cosmic_time: float, wanted: Density
 ) -> Weights:
     """Weights of posterior draws of SFR [sample, bin] under `prior`, observed at `cosmic_time`."""
     log_mass = calc_log_mass(sfr, prior, cosmic_time)

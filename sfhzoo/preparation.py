@@ -74,6 +74,9 @@ def prepare_spectrum(
     used, ivar = mask & ~outside, spectrum.ivar
     if allow_no_data and not used.any() and not outside.all():
         used, ivar = ~outside, np.zeros_like(ivar)
+    elif not mask.any():
+        counts = ", ".join(f"{name} {out.sum()}" for name, out in reasons.items() if out.any())
+        raise DataError(f"no pixel of {mask.size} is left to fit; taken out by: {counts}")
     elif used.sum() < MIN_PIXELS:
         low, high = rest[[0, -1]]
         raise DataError(

@@ -116,8 +116,8 @@ def test_negative_errors_are_bad_input_and_located(fails, here):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"mask": np.zeros(WAVE.size, bool)}, "no pixel can be used"),
-        ({"flux": np.full(WAVE.size, np.nan)}, "no pixel can be used"),
+        ({"mask": np.zeros(WAVE.size, bool)}, "no pixel of 1500 is left to fit"),
+        ({"flux": np.full(WAVE.size, np.nan)}, "no data 1500"),
         ({"flux": np.zeros(WAVE.size)}, "flux is zero"),
         ({"wave": WAVE / 1e4}, "which is not Å"),
         ({"wave": np.repeat(WAVE[::2], 2)}, "repeated"),

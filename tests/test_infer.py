@@ -7,9 +7,12 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from galaxies import DATA
+from scipy.stats import halfnorm, ks_2samp, kstest, norm
 
 from sfhzoo.errors import ArtifactError, DataError, UsageError
+from sfhzoo.histories import calc_mass_formed
 from sfhzoo.inference import Options, infer
 from sfhzoo.spectra.spectrum import Spectrum
 from sfhzoo.zoo.artifacts import (
@@ -142,6 +145,22 @@ def test_a_redshift_beyond_the_networks_is_told():
 def test_a_spectrum_without_redshift_is_refused():
     with pytest.raises(DataError, match=r"no redshift.*--redshift"):
         fit(replace(read_galaxy(), redshift=None))
+
+
+def test_without_data_the_posterior_is_the_prior_where_that_is_asked_for():
+    spectrum = read_galaxy()
+    nothing = replace(spectrum, ivar=np.zeros_like(spectrum.ivar))
+    with pytest.raises(DataError, match="no pixel of 3815 is left to fit; taken out by: no data"):
+        fit(nothing)
+    found = fit(nothing, allow_no_data=True, samples=128, seed=2)
+    assert not found.observed.used.any()
+    drawn = partners()[0].sample(2000, torch.Generator().manual_seed(3)).sfr.numpy()
+    mass = calc_mass_formed(drawn, found.bins, found.cosmic_time)
+    of = {name: values for name, (values, _) in found.quantities().items()}
+    # 1.95 / sqrt(128): one sample of the prior in a thousand is further off
+    assert ks_2samp(of["log_mass_formed"], np.log10(mass)).statistic < 0.18
+    assert kstest(of["velocity_offset"], norm(0, 100).cdf).statistic < 0.18
+    assert kstest(of["a_v"], halfnorm(0, 1).cdf).statistic < 0.18
 
 
 def test_a_spectrum_outside_the_grids_resolved_range_is_refused():

@@ -23,7 +23,7 @@ ORDER = """errors stopwatch units wavelengths timebins histories zoo grids simul
 BESIDE = {
     "output": "posterior", "datatree": "posterior", "bandplots": "plots",
     "preparation": "inference", "massprior": "inference", "evidence": "inference",
-    "tempering": "inference",
+    "tempering": "inference", "densities": "inference", "reweighting": "inference",
 }  # fmt: skip
 """Helpers that live at the place of the module they serve."""
 

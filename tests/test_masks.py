@@ -108,8 +108,11 @@ def test_malformed_ranges_are_refused(text):
         parse_ranges([text])
 
 
-def test_no_pixel_left_says_what_took_them():
-    with pytest.raises(DataError, match="wave range 5400"):
-        build_mask(make_spectrum(), 0.1, wave_range="100:200")
+def test_no_pixel_may_be_left_and_the_reasons_say_why():
+    mask, reasons = build_mask(make_spectrum(), 0.1, wave_range="100:200")
+    assert not mask.any() and reasons["wave range"].sum() == 5400
+
+
+def test_lines_are_masked_or_kept():
     with pytest.raises(DataError, match="'mask' or 'keep'"):
         build_mask(make_spectrum(), 0.1, lines="drop")  # type: ignore[arg-type]

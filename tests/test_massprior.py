@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -11,24 +12,27 @@ import torch
 from click.testing import CliRunner
 from galaxies import DATA
 
-from sfhzoo import inference, massprior
+from sfhzoo import inference, massprior, reweighting
 from sfhzoo.cli.infer import infer_command
 from sfhzoo.errors import UsageError
 from sfhzoo.histories import HistoryScaling
+from sfhzoo.likelihood.nuisance import NAMES, calc_derivative, calc_log_prior, to_physical
 from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.massprior import MassDensity, calc_weights, parse_mass_prior
+from sfhzoo.reweighting import OtherPriors
 from sfhzoo.spectra.spectrum import Spectrum
 from sfhzoo.timebins import TimeBins
 from sfhzoo.zoo.artifacts import DEFAULT_GRID, DEFAULT_PRIOR, find_posterior_network
 
 
-def integrate(density):
-    return np.trapezoid(np.exp(density(density.log_mass)), density.log_mass)
+def integrate(density, at):
+    return np.trapezoid(np.exp(density(at)), at)
 
 
 @pytest.mark.parametrize("name", ["flat", "flat:9,11", "schechter", "normal:10.5,0.3"])
 def test_every_mass_prior_is_a_density(name):
-    assert integrate(parse_mass_prior(name)) == pytest.approx(1.0, rel=1e-3)
+    density = parse_mass_prior(name)
+    assert integrate(density, density.at) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_as_trained_is_no_mass_prior():
@@ -59,7 +63,7 @@ def test_the_mass_function_is_that_of_baldry_et_al():
 def test_the_density_of_draws_is_theirs():
     rng = np.random.default_rng(0)
     density = MassDensity.of(rng.normal(10.3, 0.6, 4000))
-    assert integrate(density) == pytest.approx(1.0, abs=0.02)
+    assert integrate(density, density.log_mass) == pytest.approx(1.0, abs=0.02)
     at = np.array([9.5, 10.3, 11.2])
     exact = -0.5 * ((at - 10.3) / 0.6) ** 2 - np.log(0.6 * np.sqrt(2 * np.pi))
     np.testing.assert_allclose(density(at), exact, atol=0.12)
@@ -119,7 +123,7 @@ def test_picking_draws_picks_all_that_belongs_to_them():
 
 
 class Fit(NamedTuple):
-    """What `_reweight` needs: 400 draws of flat histories, log masses 10 +- 0.1 in all."""
+    """What `reweight` needs: 400 draws of flat histories, log masses 10 +- 0.1 in all."""
 
     problem: Problem
     draws: Draws
@@ -133,6 +137,7 @@ def fit(monkeypatch):
     scaling = HistoryScaling("log", np.zeros((2, bins.n)), np.ones((2, bins.n)))
     sfr = np.repeat(10 ** (log_mass - 9)[:, None] / bins.age_at(0.0), bins.n, 1)
     x = torch.from_numpy(scaling.to_x(sfr, np.zeros_like(sfr))).flatten(1)
+    x = torch.cat([x, torch.from_numpy(rng.standard_normal((400, 3)))], dim=1)
     draws = Draws(x, x, x[:, 0], 1, {"chi2": log_mass}, {}, ("first",))
     model = SimpleNamespace(cosmic_time=bins.age_at(0.0), templates=np.zeros((bins.n, 1)))
     problem = Problem(model, x[0], x[0], scaling)
@@ -141,9 +146,9 @@ def fit(monkeypatch):
     return Fit(problem, draws, SimpleNamespace(bins=bins, name="a prior"))
 
 
-def reweight(fit, name):
-    wanted = parse_mass_prior(name)
-    return inference._reweight(*fit, wanted, 100, torch.Generator().manual_seed(0))
+def reweight(fit, name, **of_nuisance):
+    wanted = OtherPriors.parse(name, of_nuisance)
+    return reweighting.reweight(*fit, wanted, 100, torch.Generator().manual_seed(0))
 
 
 def test_a_fit_moves_towards_the_mass_prior_by_as_much_as_bayes_says(fit):
@@ -168,6 +173,73 @@ def test_masses_without_support_are_told(fit, monkeypatch):
     assert any("practically no galaxies" in w for w in reweight(fit, "flat")[0].warnings)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "mean", "std"),
+    [
+        ("a_v", "flat:0.2,1.0", 0.6, 0.8 / 12**0.5),
+        ("a_v", "normal:0.5,0.1", 0.5, 0.1),
+        ("sigma_v", "normal:150,30", 150.0, 30.0),
+        ("velocity_offset", "normal:50,60", 50.0, 60.0),
+    ],
+)
+def test_draws_of_the_prior_follow_the_nuisance_prior_that_was_given(fit, name, text, mean, std):
+    draws, recorded = reweight(fit, "as-trained", **{name: text})
+    values = dict(zip(NAMES, fit.problem.to_nuisance(draws.state), strict=True))[name]
+    effective = recorded["nuisance_priors"]["effective"]
+    assert 30 < effective < 400
+    assert float(values.mean()) == pytest.approx(mean, abs=4 * std / effective**0.5)
+    assert float(values.std()) == pytest.approx(std, rel=4 / (2 * effective) ** 0.5)
+    assert recorded["nuisance_priors"][name] == text
+
+
+def test_priors_of_mass_and_nuisance_join(fit):
+    draws, recorded = reweight(fit, "normal:10.2,0.1", velocity_offset="normal:50,100")
+    velocity = fit.problem.to_nuisance(draws.state).velocity
+    assert draws.stats["chi2"].mean() == pytest.approx(10.1, abs=0.04)
+    assert float(velocity.mean()) == pytest.approx(50, abs=35)
+    assert recorded["mass_prior"]["effective"] == recorded["nuisance_priors"]["effective"]
+
+
+@pytest.mark.parametrize(
+    ("of_nuisance", "says"),
+    [
+        ({"a_v": "flat:3.9,4"}, "no draw lies inside"),
+        ({"a_v": "flat:5,6"}, "outside 0 to 4"),
+        ({"a_v": "schechter"}, "the prior of a_v: expected flat:LOW,HIGH"),
+        ({"sigma_v": "normal:100,0"}, "the prior of sigma_v: expected"),
+        ({"dust": "flat:0,1"}, "expected a prior of a_v, sigma_v, velocity_offset"),
+    ],
+)
+def test_impossible_nuisance_priors_are_refused(fit, of_nuisance, says):
+    with pytest.raises(UsageError, match=says):
+        reweight(fit, "as-trained", **of_nuisance)
+
+
+def test_a_fixed_parameter_takes_no_prior(fit):
+    fixed = fit._replace(problem=replace(fit.problem, a_v=0.3))
+    with pytest.raises(UsageError, match="a_v is fixed"):
+        reweight(fixed, "as-trained", a_v="flat:0,1")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("a_v", "expected NAME=DENSITY"), ("a_v=flat", "the prior of a_v")]
+)
+def test_a_wrong_nuisance_prior_is_wrong_usage_on_the_command_line(text, says):
+    result = CliRunner().invoke(infer_command, ["a.fits", "--nuisance-prior", text])
+    assert result.exit_code == 2
+    assert says in result.output
+
+
+def test_the_own_densities_are_those_that_the_coordinates_stand_for():
+    u = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None].expand(7, 3)
+    slopes, values = calc_derivative(u), to_physical(u)
+    for i, name in enumerate(NAMES):
+        # p(theta) = p(u) / |d theta / d u|
+        expected = -0.5 * u[:, i] ** 2 - slopes[:, i].log()
+        found = calc_log_prior(name, values[i])
+        assert torch.allclose(found - found[3], expected - expected[3], atol=1e-9)
+
+
 def test_an_unknown_mass_prior_is_wrong_usage_on_the_command_line():
     result = CliRunner().invoke(infer_command, ["a.fits", "--mass-prior", "flatt"])
     assert result.exit_code == 2
@@ -180,10 +252,13 @@ def test_infer_records_the_mass_prior_and_refuses_a_wrong_one(fit):
     galaxy = Spectrum.read(DATA / "spec-NGC3522.fits")
     with pytest.raises(UsageError, match="expected the mass prior"):
         inference.infer(galaxy, mass_prior="round")
-    posterior = inference.infer(galaxy, samples=5, mass_prior="flat", seed=1)
+    posterior = inference.infer(
+        galaxy, samples=5, mass_prior="flat", seed=1, nuisance_priors={"a_v": "flat:0,4"}
+    )
     assert posterior.n_samples == 5
     recorded = posterior.summary()["prior"]["mass_prior"]
     assert recorded["name"] == "flat"
     assert recorded["of"] == 20
     # a spectrum fixes the mass: a flat prior for an even one changes next to nothing
-    assert recorded["effective"] > 18
+    assert recorded["effective"] > 15
+    assert posterior.summary()["prior"]["nuisance_priors"]["a_v"] == "flat:0,4"

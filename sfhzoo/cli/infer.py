@@ -69,6 +69,27 @@ class MassPriorText(click.ParamType):
         return value
 
 
+class NuisancePrior(click.ParamType):
+    """NAME=DENSITY of a nuisance parameter."""
+
+    name = "NAME=DENSITY"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        from sfhzoo.errors import UsageError
+        from sfhzoo.reweighting import OtherPriors
+
+        name, equals, density = value.partition("=")
+        if not equals:
+            self.fail(f"expected NAME=DENSITY, e.g. a_v=normal:0.3,0.1, got {value!r}", param, ctx)
+        try:
+            OtherPriors.parse("as-trained", {name: density})
+        except UsageError as e:
+            self.fail(str(e), param, ctx)
+        return name, density
+
+
 class WaveRange(click.ParamType):
     """A:B with A < B, observed Å."""
 
@@ -170,6 +191,14 @@ def _status(text: str, shown: bool) -> Iterator[None]:
     "schechter (the local mass function) or normal:MEAN,SIGMA.",
 )
 @click.option(
+    "--nuisance-prior",
+    "nuisance_priors",
+    type=NuisancePrior(),
+    multiple=True,
+    help="Prior of a_v (mag), sigma_v or velocity_offset (km/s) in place of its own: "
+    "flat:LOW,HIGH or normal:MEAN,SIGMA, e.g. a_v=normal:0.3,0.1; may be repeated.",
+)
+@click.option(
     "--av",
     type=FreeOrValue(0, 4),
     default="free",
@@ -256,6 +285,7 @@ def infer_command(
     flux_unit: str | None,
     ebv: float | None,
     redshift: float | None,
+    nuisance_priors: tuple[tuple[str, str], ...],
     **options: Any,
 ) -> None:
     """Posterior star formation and metallicity history of the galaxy in SPECTRUM.
@@ -292,8 +322,9 @@ def infer_command(
         from sfhzoo.inference import infer
 
         posterior = infer(
-            observed, photometry=bands, redshift=redshift, a_v=av, progress=live, **options
-        )
+            observed, photometry=bands, redshift=redshift, a_v=av, progress=live,
+            nuisance_priors=dict(nuisance_priors), **options,
+        )  # fmt: skip
     say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
     facts = [f"redshift {posterior.redshift:g}"]
     if observed is not None:

@@ -23,6 +23,11 @@ A_V_SCALE, A_V_MAX = 1.0, 4.0
 SIGMA_V_MEDIAN, SIGMA_V_SPREAD = 130.0, 0.6
 SIGMA_V_RANGE = (1.0, 500.0)
 VELOCITY_SCALE, VELOCITY_MAX = 100.0, 300.0
+RANGES = {
+    "a_v": (0.0, A_V_MAX),
+    "sigma_v": SIGMA_V_RANGE,
+    "velocity_offset": (-VELOCITY_MAX, VELOCITY_MAX),
+}
 
 _U_MAX = 4.5
 """A_V's coordinate is cut here: 1 - Phi(4.5) = 3e-6 of the prior; double precision still holds."""
@@ -56,6 +61,15 @@ def to_coordinates(a_v: Tensor, sigma_v: Tensor, velocity: Tensor) -> Tensor:
         ],
         dim=-1,
     )
+
+
+def calc_log_prior(name: str, value: Tensor) -> Tensor:
+    """ln of the prior density [...] of one of `NAMES` at physical values, up to a constant."""
+    if name == "a_v":
+        return -0.5 * (value / A_V_SCALE) ** 2
+    if name == "sigma_v":
+        return -0.5 * ((value / SIGMA_V_MEDIAN).log() / SIGMA_V_SPREAD) ** 2 - value.log()
+    return -0.5 * (value / VELOCITY_SCALE) ** 2
 
 
 def calc_derivative(u: Tensor) -> Tensor:

@@ -153,13 +153,13 @@ def build_mask(
 
     Returns
     -------
-    mask : True = use, [wave]
+    mask : True = use, [wave]; it may be empty
     reasons : name -> True = out for this reason, [wave]; "no data", "flagged",
         "emission lines", "sky", "excluded", "wave range"; the ones that apply nowhere too
 
     Raises
     ------
-    DataError : a malformed range, or no pixel left
+    DataError : a malformed range
     """
     if lines not in ("mask", "keep"):
         raise DataError(f"expected lines 'mask' or 'keep', got {lines!r}")
@@ -175,11 +175,7 @@ def build_mask(
         "excluded": _is_inside(wave, parse_ranges(exclude)),
         "wave range": ~_is_inside(wave, stay) if stay else none,
     }
-    mask = ~np.logical_or.reduce(list(reasons.values()))
-    if not mask.any():
-        counts = ", ".join(f"{name} {out.sum()}" for name, out in reasons.items() if out.any())
-        raise DataError(f"no pixel of {wave.size} is left to fit; taken out by: {counts}")
-    return mask, reasons
+    return ~np.logical_or.reduce(list(reasons.values())), reasons
 
 
 def _is_inside(wave: NDArray[np.float64], ranges: list[Range]) -> NDArray[np.bool_]:

@@ -47,7 +47,7 @@ class Spectrum:
     Raises
     ------
     DataError : arrays of unequal length, wavelengths that are not positive or occur twice,
-        negative or NaN errors in pixels to be used, or no pixel left to use
+        negative or NaN errors in pixels to be used, or pixels to be used without any flux
     """
 
     wave_obs: NDArray[np.float64]
@@ -120,7 +120,9 @@ class Spectrum:
 
     @property
     def snr(self) -> float:
-        """Median signal-to-noise ratio per pixel in use."""
+        """Median signal-to-noise ratio per pixel in use; NaN where none is."""
+        if not self.mask.any():
+            return float("nan")
         return float(np.median(self.flux[self.mask] * np.sqrt(self.ivar[self.mask])))
 
 
@@ -195,11 +197,6 @@ def _resolve_missing_data(arrays: dict[str, NDArray[Any]]) -> None:
     arrays["flux"] = np.where(has_flux, flux, 0.0)
     arrays["ivar"] = np.where(has_data, ivar, 0.0)
     arrays["mask"] = mask & has_data
-    if not arrays["mask"].any():
-        raise DataError(
-            f"no pixel can be used: of {flux.size}, {np.count_nonzero(~has_data)} have no data "
-            f"(NaN flux or no error) and {np.count_nonzero(~mask)} are masked"
-        )
     lsf_sigma = arrays.get("lsf_sigma")
     if lsf_sigma is not None and not np.all(np.isfinite(lsf_sigma) & (lsf_sigma >= 0)):
         raise DataError("expected lsf_sigma of 0 km/s or more in every pixel, got negative or NaN")
@@ -208,6 +205,8 @@ def _resolve_missing_data(arrays: dict[str, NDArray[Any]]) -> None:
 def _check_plausible(arrays: dict[str, NDArray[Any]]) -> list[str]:
     """Warnings about flux and errors that may be in the wrong unit; no flux at all is an error."""
     good = arrays["mask"]
+    if not good.any():
+        return []
     flux, snr = arrays["flux"][good], arrays["flux"][good] * np.sqrt(arrays["ivar"][good])
     if not np.any(flux > 0):
         what = "is zero" if not np.any(flux) else "is negative or zero"
