@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 
-from sfhzoo.errors import ArtifactError, Incompatible, UsageError
+from sfhzoo.errors import ArtifactError, DataError, Incompatible, SamplingError, UsageError
 from sfhzoo.grids.ssp import SSPGrid
-from sfhzoo.likelihood.problem import Problem
+from sfhzoo.likelihood.calibration import MAX_AUTO_ORDER
+from sfhzoo.likelihood.problem import Draws, Problem
 from sfhzoo.priors.prior import Prior
-from sfhzoo.samplers.amortized import AmortizedSampler
+from sfhzoo.samplers.amortized import MAX_SHIFT, AmortizedSampler
 from sfhzoo.samplers.cla import ClaSampler
-from sfhzoo.samplers.encoding import PIXEL_KMS
+from sfhzoo.samplers.encoding import PIXEL_KMS, count_segments
 from sfhzoo.samplers.mmps import MmpsSampler
 from sfhzoo.samplers.posterior_network import PosteriorNetwork
 from sfhzoo.samplers.split_gibbs import SplitGibbsSampler
@@ -46,12 +48,39 @@ class Observation:
 
 
 class Engine(NamedTuple):
-    """`sampler.sample(problem, n, generator)`, its name for the record, and notes to the user."""
+    """A sampler, its name for the record, and notes to the user.
+
+    fallback : from a reason to the engine that takes its place where it fails; None for none
+    """
 
     sampler: Any
     name: str
     device: str
     notes: tuple[str, ...]
+    fallback: Callable[[str], Engine] | None = None
+
+    def draw(self, problem: Problem, n: int, generator: torch.Generator) -> tuple[Draws, Engine]:
+        """n posterior samples, and the engine that made them.
+
+        Raises SamplingError, and DataError where a posterior network sees none of the data, if
+        there is no fallback.
+        """
+        try:
+            draws: Draws = self.sampler.sample(problem, n, generator)
+        except (DataError, SamplingError) as e:
+            if self.fallback is None:
+                raise
+            return self.fallback(str(e)).draw(problem, n, generator)
+        except torch.linalg.LinAlgError as e:
+            text = "the numbers went out of range; check the flux unit and the errors"
+            if self.fallback is None:
+                raise SamplingError(text) from e
+            return self.fallback(text).draw(problem, n, generator)
+        shift = draws.facts.get("shift_per_coordinate", 0.0)
+        if self.fallback is not None and shift > MAX_SHIFT:
+            reason = f"the posterior network's draws were far from the data ({shift:.1f})"
+            return self.fallback(reason).draw(problem, n, generator)
+        return draws, self
 
 
 def choose_engine(
@@ -65,6 +94,8 @@ def choose_engine(
 ) -> Engine:
     """The sampler `wanted`; "auto" is amortized where a network fits the observation, else pnpdm.
 
+    Whether a network fits is asked before, of its domain, and after, of its draws (`Engine.draw`).
+
     Raises UsageError for an unknown name, ArtifactError where the posterior network is missing,
     Incompatible where it belongs to another prior or grid.
     """
@@ -74,20 +105,24 @@ def choose_engine(
         )
     if wanted in SCORE_SAMPLERS:
         return _by_score(wanted, prior, device, progress, ())
+
+    def without_network(*reasons: str) -> Engine:
+        notes = tuple(f"{reason}: pnpdm is used, slower" for reason in reasons)
+        return _by_score("pnpdm", prior, device, progress, notes)
+
     try:
         found = _find_network(prior, grid, network)
     except (ArtifactError, Incompatible) as e:
         if wanted == "amortized" or network is not None:
             raise
-        return _by_score("pnpdm", prior, device, progress, (f"{e}: pnpdm is used, slower",))
+        return without_network(str(e))
     outside = list_outside_domain(found, observation)
     if outside and wanted == "auto":
-        return _by_score(
-            "pnpdm", prior, device, progress, tuple(f"{o}: pnpdm is used, slower" for o in outside)
-        )
+        return without_network(*outside)
     sampler = AmortizedSampler(found, observation.lsf_extra, observation.luminosity)
     notes = tuple(f"{o}: the result may be wrong" for o in outside)
-    return Engine(sampler, f"amortized ({found.name})", "cpu", notes)
+    fallback = without_network if wanted == "auto" else None
+    return Engine(sampler, f"amortized ({found.name})", "cpu", notes, fallback)
 
 
 def list_outside_domain(network: PosteriorNetwork, observation: Observation) -> list[str]:
@@ -105,6 +140,18 @@ def list_outside_domain(network: PosteriorNetwork, observation: Observation) -> 
         found.append(
             f"the instrument's broadening ({observation.lsf_extra:.0f} km/s) is beyond the "
             f"posterior network's {domain['lsf_extra'][1]:g} km/s"
+        )
+    filled = count_segments(problem.model.wave_obs / (1 + redshift), problem.ivar.numpy())
+    if filled < domain["min_segments"]:
+        found.append(
+            f"the pixels fill {filled} segments of 3 % in wavelength, the posterior network needs "
+            f"{domain['min_segments']}"
+        )
+    order, rms = problem.calibration_order, problem.calibration_rms
+    if order > MAX_AUTO_ORDER or (order and rms > domain["calibration"][1]):
+        found.append(
+            f"the calibration (order {order}, {rms:g}) is beyond the posterior network's "
+            f"(order {MAX_AUTO_ORDER}, {domain['calibration'][1]:g})"
         )
     snr = calc_snr_per_rest_pixel(problem)
     if snr < domain["snr"][0]:

@@ -37,7 +37,7 @@ import torch
 from numpy.typing import NDArray
 
 from sfhzoo.densities import Density
-from sfhzoo.engines import Observation, calc_snr_per_rest_pixel, choose_engine
+from sfhzoo.engines import Engine, Observation, calc_snr_per_rest_pixel, choose_engine
 from sfhzoo.errors import DataError, UsageError
 from sfhzoo.forward.model import calc_spectrum
 from sfhzoo.grids.ssp import SSPGrid
@@ -206,11 +206,11 @@ class _Ladder:
         told: list[str] = []
         bar = tqdm(place_nodes(ln_start), desc="evidence", unit="node", disable=not progress)
         for ln_beta in bar:
-            draws, name, outside = self._draw(ln_beta)
+            draws, engine = self._draw(ln_beta)
             chi2 = calc_energies(problem, draws, math.exp(ln_beta))
             nodes.append(Node(ln_beta, chi2, float(draws.facts.get("ess", len(chi2)))))
-            names.append(name)
-            notes += outside
+            names.append(engine.name)
+            notes += engine.notes
             told += draws.warnings
         self.last = draws
         integral = integrate(nodes)
@@ -241,7 +241,7 @@ class _Ladder:
     def _choose_start(self, misfit: Misfit) -> float:
         """ln beta_0: where enough draws of the prior count, or fewer, where a network ends."""
         ln_start = find_start(misfit, MIN_EFFECTIVE)
-        sampler = self._choose(0.0)[0]
+        sampler = self._choose(self._temper(0.0)).sampler
         if isinstance(sampler, AmortizedSampler):
             lowest = sampler.network.config["domain"]["snr"][0]
             ends = 2 * math.log(lowest / calc_snr_per_rest_pixel(self.observation.problem)) + 1e-6
@@ -254,19 +254,16 @@ class _Ladder:
         tempered = replace(problem, ivar=problem.ivar * math.exp(ln_beta), fit_error_scale=False)
         return replace(self.observation, problem=tempered)
 
-    def _choose(self, ln_beta: float) -> tuple[Any, str, tuple[str, ...]]:
-        engine = choose_engine(
-            "auto", self.prior, self.grid, self.network, self._temper(ln_beta), "cpu", False
-        )
+    def _choose(self, tempered: Observation) -> Engine:
+        engine = choose_engine("auto", self.prior, self.grid, self.network, tempered, "cpu", False)
         sampler = engine.sampler
         if isinstance(sampler, AmortizedSampler):
             sampler = replace(sampler, ensemble=ENSEMBLE, groups=GROUPS, extra_noise=EXTRA_NOISE)
-        return sampler, engine.name, engine.notes
+        return engine._replace(sampler=sampler)
 
-    def _draw(self, ln_beta: float) -> tuple[Draws, str, tuple[str, ...]]:
-        sampler, name, notes = self._choose(ln_beta)
-        problem = self._temper(ln_beta).problem
-        return sampler.sample(problem, self.samples, self.generator), name, notes
+    def _draw(self, ln_beta: float) -> tuple[Draws, Engine]:
+        tempered = self._temper(ln_beta)
+        return self._choose(tempered).draw(tempered.problem, self.samples, self.generator)
 
 
 def calc_energies(problem: Problem, draws: Draws, beta: float) -> Array:

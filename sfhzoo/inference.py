@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from sfhzoo import __version__
 from sfhzoo.diagnostics.predictive import calc_predictive_check
-from sfhzoo.engines import SamplerName, choose_engine
-from sfhzoo.errors import DataError, UsageError
+from sfhzoo.engines import Engine, SamplerName, choose_engine
+from sfhzoo.errors import DataError, SamplingError, UsageError
 from sfhzoo.forward.csp import calc_metallicity_weights, calc_surviving_fraction
 from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.histories import calc_mass_formed_per_bin
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.calibration import calc_calibration_rows
 from sfhzoo.likelihood.options import Options
-from sfhzoo.likelihood.problem import Draws
+from sfhzoo.likelihood.problem import Draws, Problem, draw_error_scale_prior
 from sfhzoo.massprior import AS_TRAINED
 from sfhzoo.posterior import BandFit, Parameter, Posterior
 from sfhzoo.preparation import Setup, prepare_bands, prepare_spectrum, with_bands
@@ -40,6 +40,8 @@ from sfhzoo.spectra.spectrum import Spectrum
 from sfhzoo.timebins import TimeBins
 from sfhzoo.zoo.artifacts import DEFAULT_GRID, DEFAULT_PRIOR, load_grid, load_prior
 
+MAX_AT_END = 0.1
+"""Share of the samples with a parameter at the end of its range beyond which the user is told."""
 MAX_PULL = 5.0
 """Of a band, in units of its error, beyond which the user is told."""
 
@@ -77,8 +79,8 @@ def infer(
     network : posterior network for this prior and grid, or its directory; by default the bundled
     mass_prior : density of the log mass formed to put in the place of the prior's own
         (`massprior`): "as-trained", "flat", "flat:LOW,HIGH", "schechter", "normal:MEAN,SIGMA"
-    nuisance_priors : densities of a_v (mag), sigma_v (km/s) or velocity_offset (km/s) to put in
-        the place of their own (`likelihood.nuisance`): "flat:LOW,HIGH" or "normal:MEAN,SIGMA"
+    nuisance_priors : densities of a_v (mag), sigma_v, velocity_offset (km/s) or error_scale to put
+        in the place of their own (`likelihood.nuisance`): "flat:LOW,HIGH" or "normal:MEAN,SIGMA"
     seed : of all random numbers; same seed and machine, same samples
     device : "cpu", "cuda" or "auto", for the prior's network; all else runs on the CPU
     redshift : wins over the spectrum's; photometry alone needs it
@@ -96,6 +98,8 @@ def infer(
         raise UsageError(f"expected at least 2 samples, got {samples}")
     chosen, wanted = Options(**options), OtherPriors.parse(mass_prior, nuisance_priors)
     _check_sampler(sampler, spectrum, photometry)
+    if sampler == "cla" and nuisance_priors:
+        raise UsageError("the sampler cla does not sample nuisance parameters: they take no prior")
     if sampler == "cla":
         chosen = _without_calibration(chosen)
     device = _resolve_device(device)
@@ -105,16 +109,21 @@ def infer(
     generator = torch.Generator().manual_seed(seed)
     sampling_start = time.perf_counter()
     setup = _prepare(spectrum, bands, redshift, (loaded_prior, loaded_grid), chosen, allow_no_data)
+    if not _has_data(setup.problem) and sampler in ("amortized", "cla"):
+        raise UsageError(f"the sampler {sampler} needs data; without any, use pnpdm")
     engine = choose_engine(
         sampler, loaded_prior, loaded_grid, network, setup.observation, device, progress
     )
     other: dict[str, Any] = {}
     n = OVERSAMPLING * samples if wanted else samples
-    draws = engine.sampler.sample(setup.problem, n, generator)
+    draws, engine = _draw(engine, setup, n, generator, spectrum)
+    if not _has_data(setup.problem) and chosen.jitter == "free":
+        scale = draw_error_scale_prior(len(draws.state), generator)
+        draws = replace(draws, error_scale=scale)
     if wanted:
         draws, other = reweight(setup.problem, draws, loaded_prior, wanted, samples, generator)
     sampling = time.perf_counter() - sampling_start
-    provenance = {
+    provenance: dict[str, Any] = {
         "object": _name_object(spectrum, bands),
         "prior": {"name": loaded_prior.name, "sha256": loaded_prior.sha256, **other},
         "grid": {"name": loaded_grid.name, "sha256": loaded_grid.sha256},
@@ -134,6 +143,24 @@ def infer(
     posterior = _assemble(setup, draws, loaded_prior, loaded_grid, provenance, warnings)
     provenance["wall_s"]["total"] = round(time.perf_counter() - start, 3)
     return posterior
+
+
+def _has_data(problem: Problem) -> bool:
+    return problem.has_pixels or problem.bands is not None
+
+
+def _draw(
+    engine: Engine, setup: Setup, n: int, generator: torch.Generator, spectrum: Spectrum | None
+) -> tuple[Draws, Engine]:
+    """As `Engine.draw`; the error names what was wrong with the data from the start."""
+    try:
+        draws, engine = engine.draw(setup.problem, n, generator)
+        if not bool((setup.problem.to_histories(draws.state).sfr > 0).any()):
+            raise SamplingError("no sample has any stars; check the flux unit")
+    except SamplingError as e:
+        told = spectrum.warnings if spectrum is not None else ()
+        raise SamplingError("; ".join([str(e), *told])) from e
+    return draws, engine
 
 
 def _without_calibration(options: Options) -> Options:
@@ -228,7 +255,7 @@ def _assemble(
         "error_scale": Parameter(draws.error_scale.numpy(), "1", "Factor on the file's errors"),
     }
     predicted = _predict(setup, draws)
-    warnings = [*warnings, *_object_warnings(draws)]
+    warnings = [*warnings, *_object_warnings(problem, draws)]
     if not problem.has_pixels and problem.bands is not None:
         warnings.append(
             "intervals from photometry alone are not calibrated yet: on mocks they were too narrow"
@@ -311,11 +338,21 @@ def _calc_mass_surviving(
     return (calc_mass_formed_per_bin(sfr.numpy(), bins, cosmic_time) * per_bin).sum(-1)
 
 
-def _object_warnings(draws: Draws) -> list[str]:
-    scale = float(draws.error_scale.median())
-    if scale > 2.0:
-        return [
+def _object_warnings(problem: Problem, draws: Draws) -> list[str]:
+    told, scale = [], float(draws.error_scale.median())
+    if scale > 2.0 and _has_data(problem):
+        told.append(
             f"the model misses the data by {scale:.1f} times the file's errors: is it a galaxy "
             "without strong emission, at the right redshift?"
-        ]
-    return []
+        )
+    free = problem.fixed_coordinates().isnan().tolist()
+    at_end = nuisance.is_at_end(problem.to_nuisance(draws.state))
+    for name, is_free, ends in zip(nuisance.NAMES, free, at_end, strict=True):
+        share = float(ends.double().mean())
+        if is_free and share > MAX_AT_END:
+            low, high = nuisance.RANGES[name]
+            told.append(
+                f"{name} is at the end of its range ({low:g} to {high:g}) in {share:.0%} of the "
+                "samples: check the redshift, and whether it is a galaxy"
+            )
+    return told

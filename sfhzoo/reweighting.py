@@ -24,6 +24,7 @@ from sfhzoo.priors.prior import Prior
 OVERSAMPLING = 4
 """Draws per sample where they are weighted."""
 MIN_EFFECTIVE = 50
+RANGES = {**nuisance.RANGES, "error_scale": (0.0, np.inf)}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class OtherPriors:
     """What a user wants in the place of the priors that samplers and networks work with.
 
     mass : of the log mass formed, per dex; None for the training set's
-    nuisance : of some of `nuisance.NAMES`, in physical units
+    nuisance : of some of `RANGES`, in physical units
     """
 
     mass: Density | None
@@ -41,10 +42,8 @@ class OtherPriors:
     def parse(cls, mass: str, of_nuisance: Mapping[str, str]) -> OtherPriors:
         """From names of densities; UsageError for what is none."""
         for name in of_nuisance:
-            if name not in nuisance.NAMES:
-                raise UsageError(
-                    f"expected a prior of {', '.join(nuisance.NAMES)}, got one of {name!r}"
-                )
+            if name not in RANGES:
+                raise UsageError(f"expected a prior of {', '.join(RANGES)}, got one of {name!r}")
         return cls(
             parse_mass_prior(mass), {k: _parse_nuisance(k, v) for k, v in of_nuisance.items()}
         )
@@ -86,7 +85,12 @@ def reweight(
             f"the prior that was given ({wanted.described}) leaves {weights.effective:.0f} "
             f"effective samples of {len(log_weight)}: take more samples"
         )
-    picked = replace(draws.pick(weights.resample(n, generator)), warnings=tuple(warnings))
+    facts = dict(draws.facts)
+    if "ess" in facts:
+        facts["ess"] = min(facts["ess"], weights.effective)
+    picked = replace(
+        draws.pick(weights.resample(n, generator)), warnings=tuple(warnings), facts=facts
+    )
     counts = {"effective": weights.effective, "of": len(log_weight)}
     if wanted.mass is not None:
         record["mass_prior"] = {"name": wanted.mass.name, **counts}
@@ -102,11 +106,18 @@ def calc_nuisance_weight(
     """ln of the wanted densities over the samplers' own [sample]."""
     total = np.zeros(len(draws.state))
     free = dict(zip(nuisance.NAMES, problem.fixed_coordinates().isnan().tolist(), strict=True))
-    values = dict(zip(nuisance.NAMES, problem.to_nuisance(draws.state), strict=True))
+    physical = problem.to_nuisance(draws.state)
+    values = dict(zip(nuisance.NAMES, physical, strict=True))
+    cut = dict(zip(nuisance.NAMES, nuisance.is_at_end(physical), strict=True))
+    values["error_scale"] = draws.error_scale
+    free["error_scale"] = bool((draws.error_scale != 1).any())
+    cut["error_scale"] = torch.zeros(len(draws.state), dtype=torch.bool)
     for name, density in wanted.items():
         if not free[name]:
             raise UsageError(f"{name} is fixed: it takes no prior")
         own = nuisance.calc_log_prior(name, values[name])
+        # what was cut at the end of the range has a finite probability there, and no density
+        own = torch.where(cut[name], torch.inf, own)
         total += density(values[name].numpy()) - own.numpy()
     return total
 
@@ -116,7 +127,7 @@ def _parse_nuisance(name: str, text: str) -> Density:
         density = parse_density(text)
     except UsageError as e:
         raise UsageError(f"the prior of {name}: {e}") from e
-    low, high = nuisance.RANGES[name]
+    low, high = RANGES[name]
     if density.at[-1] <= low or density.at[0] >= high:
         raise UsageError(f"the prior of {name}, {text}, is outside {low:g} to {high:g}")
     return density

@@ -223,7 +223,7 @@ def read_fits(path: Path, key: str) -> dict[int, scorecard.Row]:
     rows: dict[int, scorecard.Row] = {}
     if not path.is_file():
         return rows
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(text)
         except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import torch
 from galaxies import DATA
 from scipy.stats import halfnorm, ks_2samp, kstest, norm
 
+from sfhzoo import inference
 from sfhzoo.errors import ArtifactError, DataError, UsageError
 from sfhzoo.histories import calc_mass_formed
 from sfhzoo.inference import Options, infer
+from sfhzoo.likelihood import nuisance
 from sfhzoo.spectra.spectrum import Spectrum
 from sfhzoo.zoo.artifacts import (
     DEFAULT_GRID,
@@ -161,6 +164,29 @@ def test_without_data_the_posterior_is_the_prior_where_that_is_asked_for():
     assert ks_2samp(of["log_mass_formed"], np.log10(mass)).statistic < 0.18
     assert kstest(of["velocity_offset"], norm(0, 100).cdf).statistic < 0.18
     assert kstest(of["a_v"], halfnorm(0, 1).cdf).statistic < 0.18
+    assert kstest(np.log(of["error_scale"]), norm(0, 0.3).cdf).statistic < 0.18
+
+
+@pytest.mark.parametrize("sampler", ["amortized", "cla"])
+def test_samplers_that_need_data_say_so(sampler):
+    spectrum = read_galaxy()
+    nothing = replace(spectrum, ivar=np.zeros_like(spectrum.ivar))
+    with pytest.raises(UsageError, match="needs data"):
+        fit(nothing, allow_no_data=True, sampler=sampler)
+
+
+def test_samples_at_the_end_of_a_range_are_told():
+    problem = SimpleNamespace(
+        fixed_coordinates=lambda: torch.full((3,), torch.nan),
+        to_nuisance=nuisance.to_physical, has_pixels=True, bands=None,
+    )  # fmt: skip
+    u = torch.zeros(10, 3, dtype=torch.float64)
+    u[:3, 2] = 5.0
+    draws = SimpleNamespace(error_scale=torch.ones(10), state=u)
+    (told,) = inference._object_warnings(problem, draws)
+    assert "velocity_offset is at the end of its range (-300 to 300) in 30%" in told
+    draws.state[:, 2] = 0.0
+    assert inference._object_warnings(problem, draws) == []
 
 
 def test_a_spectrum_outside_the_grids_resolved_range_is_refused():

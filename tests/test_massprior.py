@@ -192,6 +192,25 @@ def test_draws_of_the_prior_follow_the_nuisance_prior_that_was_given(fit, name, 
     assert recorded["nuisance_priors"][name] == text
 
 
+def test_what_the_range_cut_off_gets_no_weight(fit):
+    state = fit.draws.state.clone()
+    state[:40, -2] = 4.0  # sigma_v far above its range: cut at 500
+    cut = fit._replace(draws=replace(fit.draws, state=state))
+    draws, _ = reweight(cut, "as-trained", sigma_v="flat:1,500")
+    assert float(fit.problem.to_nuisance(draws.state).sigma_v.max()) < 500
+
+
+def test_the_factor_on_the_errors_takes_a_prior(fit):
+    scale = torch.exp(0.3 * torch.randn(400, generator=torch.Generator().manual_seed(1)).double())
+    free = fit._replace(draws=replace(fit.draws, error_scale=scale))
+    draws, _ = reweight(free, "as-trained", error_scale="normal:1.2,0.1")
+    assert float(draws.error_scale.mean()) == pytest.approx(1.2, abs=0.04)
+    assert float(draws.error_scale.std()) == pytest.approx(0.1, abs=0.03)
+    known = fit._replace(draws=replace(fit.draws, error_scale=torch.ones(400).double()))
+    with pytest.raises(UsageError, match="error_scale is fixed"):
+        reweight(known, "as-trained", error_scale="flat:0.5,2")
+
+
 def test_priors_of_mass_and_nuisance_join(fit):
     draws, recorded = reweight(fit, "normal:10.2,0.1", velocity_offset="normal:50,100")
     velocity = fit.problem.to_nuisance(draws.state).velocity
@@ -207,7 +226,7 @@ def test_priors_of_mass_and_nuisance_join(fit):
         ({"a_v": "flat:5,6"}, "outside 0 to 4"),
         ({"a_v": "schechter"}, "the prior of a_v: expected flat:LOW,HIGH"),
         ({"sigma_v": "normal:100,0"}, "the prior of sigma_v: expected"),
-        ({"dust": "flat:0,1"}, "expected a prior of a_v, sigma_v, velocity_offset"),
+        ({"dust": "flat:0,1"}, "expected a prior of a_v, sigma_v, velocity_offset, error_scale"),
     ],
 )
 def test_impossible_nuisance_priors_are_refused(fit, of_nuisance, says):

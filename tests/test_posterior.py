@@ -19,7 +19,7 @@ from sfhzoo.timebins import TimeBins
 SUMMARY_KEYS = [
     "schema", "object", "redshift", "prior", "grid", "sampler", "n_samples", "seed", "device",
     "versions", "nfe", "wall_s", "n_pixels", "chi2_per_pixel", "warnings",
-    "predictive", "facts", "quantities",
+    "options", "input", "cosmology", "predictive", "facts", "quantities",
 ]  # fmt: skip
 
 

@@ -35,7 +35,8 @@ from sfhzoo.likelihood.calibration import (
     choose_order,
     draw_calibration,
 )
-from sfhzoo.likelihood.problem import ERROR_SCALE_SPREAD, Problem, draw_error_scale
+from sfhzoo.likelihood.nuisance import ERROR_SCALE_SPREAD
+from sfhzoo.likelihood.problem import Problem, draw_error_scale
 from sfhzoo.likelihood.profile import fit_profile
 from sfhzoo.samplers import amortized as amortized_module
 from sfhzoo.samplers import simulator as simulator_module
@@ -365,3 +366,8 @@ def test_a_problem_without_calibration_has_no_columns():
     # 2 % of a spectrum of S/N 50 is one sigma, at the ends of the range
     assert columns.shape == (len(problem.flux), 3)
     assert 0.5 < float(columns[-1].abs().mean()) < 2.0
+
+
+def test_a_spectrum_shorter_than_the_smoothing_keeps_its_length():
+    flux = torch.linspace(1, 2, 30, dtype=torch.float64)
+    assert calc_smooth_flux(flux, torch.ones_like(flux)).shape == flux.shape

@@ -101,6 +101,14 @@ def test_a_spectrum_may_hold_nothing_and_then_has_no_signal_to_noise(changes):
     assert spectrum.n_pixels == 0 and np.isnan(spectrum.snr) and spectrum.warnings == ()
 
 
+def test_a_pixel_with_an_absurdly_small_error_is_left_out_and_told():
+    ivar = np.full(N_WAVE, 1e34)
+    ivar[3] = 1e41
+    spectrum = make_spectrum(ivar=ivar)
+    assert not spectrum.mask[3] and spectrum.n_pixels == N_WAVE - 1
+    assert "1 pixels have errors below 0.001 of the median" in spectrum.warnings[0]
+
+
 @pytest.mark.parametrize("value", [-1e30, np.nan])
 def test_a_negative_or_nan_error_is_refused_with_count_and_place(value):
     ivar = np.full(N_WAVE, 1e34)

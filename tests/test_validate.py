@@ -26,8 +26,9 @@ from sfhzoo.diagnostics.mocks import BANDS, SETS
 from sfhzoo.errors import ArtifactError, DataError, SamplingError
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.calibration import calc_calibration_rows
+from sfhzoo.likelihood.nuisance import ERROR_SCALE_SPREAD
 from sfhzoo.likelihood.options import Options
-from sfhzoo.likelihood.problem import CALIBRATION_RMS, ERROR_SCALE_SPREAD
+from sfhzoo.likelihood.problem import CALIBRATION_RMS
 from sfhzoo.posterior import Observed, Parameter, Posterior
 from sfhzoo.preparation import prepare_spectrum
 from sfhzoo.simulations import trainingset

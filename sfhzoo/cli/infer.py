@@ -195,7 +195,7 @@ def _status(text: str, shown: bool) -> Iterator[None]:
     "nuisance_priors",
     type=NuisancePrior(),
     multiple=True,
-    help="Prior of a_v (mag), sigma_v or velocity_offset (km/s) in place of its own: "
+    help="Prior of a_v (mag), sigma_v, velocity_offset (km/s) or error_scale in place of its own: "
     "flat:LOW,HIGH or normal:MEAN,SIGMA, e.g. a_v=normal:0.3,0.1; may be repeated.",
 )
 @click.option(
@@ -306,6 +306,8 @@ def infer_command(
         raise click.BadParameter(
             f"expected above 0 and below 20, got {redshift}", param_hint="--redshift"
         )
+    if ebv is not None and not math.isfinite(ebv):
+        raise click.BadParameter(f"expected 0 to 5, got {ebv}", param_hint="--ebv")
     check_units(lsf, flux_unit)
     target = check_output(out or default_output(data), overwrite)
     observed = None

@@ -208,4 +208,5 @@ def _finish(figure: Figure, axes: Any, xlabel: str, ylabel: str) -> None:
     for ax in axes.flat:
         ax.title.set_fontsize(10)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9,
+                  markerscale=3)  # fmt: skip

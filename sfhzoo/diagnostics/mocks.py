@@ -30,7 +30,8 @@ from sfhzoo.forward.csp import calc_metallicity_weights, calc_surviving_fraction
 from sfhzoo.forward.model import COARSE_FWHM, ForwardModel
 from sfhzoo.likelihood import nuisance
 from sfhzoo.likelihood.calibration import MAX_AUTO_ORDER, calc_calibration_rows, choose_order
-from sfhzoo.likelihood.problem import CALIBRATION_RMS, ERROR_SCALE_SPREAD
+from sfhzoo.likelihood.nuisance import ERROR_SCALE_SPREAD
+from sfhzoo.likelihood.problem import CALIBRATION_RMS
 from sfhzoo.posterior import Observed, Parameter, Posterior
 from sfhzoo.spectra.masks import build_mask
 from sfhzoo.spectra.spectrum import Spectrum

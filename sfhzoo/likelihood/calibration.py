@@ -37,6 +37,8 @@ def calc_calibration_rows(
 
 def calc_smooth_flux(flux: Tensor, ivar: Tensor, width: int = 51) -> Tensor:
     """Running weighted mean of a flux [wave]."""
+    # "same" is as long as the longer of the two
+    width = min(width, len(flux))
     kernel = np.ones(width)
     top = np.convolve((flux * ivar).numpy(), kernel, "same")
     return torch.from_numpy(top / np.convolve(ivar.numpy(), kernel, "same"))

@@ -23,6 +23,8 @@ A_V_SCALE, A_V_MAX = 1.0, 4.0
 SIGMA_V_MEDIAN, SIGMA_V_SPREAD = 130.0, 0.6
 SIGMA_V_RANGE = (1.0, 500.0)
 VELOCITY_SCALE, VELOCITY_MAX = 100.0, 300.0
+ERROR_SCALE_SPREAD = 0.3
+"""Of ln of the factor on the errors, which are right to some tens of per cent."""
 RANGES = {
     "a_v": (0.0, A_V_MAX),
     "sigma_v": SIGMA_V_RANGE,
@@ -63,12 +65,26 @@ def to_coordinates(a_v: Tensor, sigma_v: Tensor, velocity: Tensor) -> Tensor:
     )
 
 
+def is_at_end(n: Nuisance) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each parameter [...] was cut at an end of its range; A_V = 0 is no end."""
+    return (
+        n.a_v >= A_V_MAX,
+        (n.sigma_v <= SIGMA_V_RANGE[0]) | (n.sigma_v >= SIGMA_V_RANGE[1]),
+        n.velocity.abs() >= VELOCITY_MAX,
+    )
+
+
 def calc_log_prior(name: str, value: Tensor) -> Tensor:
-    """ln of the prior density [...] of one of `NAMES` at physical values, up to a constant."""
+    """ln of a prior's density [...] at physical values, up to a constant.
+
+    `name` is one of `NAMES` or "error_scale", the factor on the errors.
+    """
     if name == "a_v":
         return -0.5 * (value / A_V_SCALE) ** 2
     if name == "sigma_v":
         return -0.5 * ((value / SIGMA_V_MEDIAN).log() / SIGMA_V_SPREAD) ** 2 - value.log()
+    if name == "error_scale":
+        return -0.5 * (value.log() / ERROR_SCALE_SPREAD) ** 2 - value.log()
     return -0.5 * (value / VELOCITY_SCALE) ** 2
 
 

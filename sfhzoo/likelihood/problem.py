@@ -16,8 +16,6 @@ from sfhzoo.forward.model import ForwardModel
 from sfhzoo.histories import Histories, HistoryScaling
 from sfhzoo.likelihood import nuisance
 
-ERROR_SCALE_SPREAD = 0.3
-"""Of ln f, f being the factor on the errors: errors are right to some tens of per cent."""
 CALIBRATION_RMS = 0.02
 """Prior of each Legendre coefficient of the relative flux calibration."""
 
@@ -136,6 +134,12 @@ class Draws:
         )  # fmt: skip
 
 
+def draw_error_scale_prior(n: int, generator: torch.Generator) -> Tensor:
+    """Draws [n] of the factor on the errors without any data."""
+    normal = torch.randn(n, generator=generator, dtype=torch.float64)
+    return torch.exp(nuisance.ERROR_SCALE_SPREAD * normal)
+
+
 def draw_error_scale(chi2: Tensor, n_pixels: int, fit: bool, generator: torch.Generator) -> Tensor:
     """Draws [sample] of the factor f on the errors, given chi² [sample] with the file's errors.
 
@@ -149,7 +153,7 @@ def draw_error_scale(chi2: Tensor, n_pixels: int, fit: bool, generator: torch.Ge
     reach = 8 / (2 * n_pixels) ** 0.5
     ln_f = best[:, None] + torch.linspace(-reach, reach, 801, dtype=chi2.dtype)
     log_p = -n_pixels * ln_f - 0.5 * chi2[:, None] * torch.exp(-2 * ln_f)
-    log_p = log_p - 0.5 * (ln_f / ERROR_SCALE_SPREAD) ** 2
+    log_p = log_p - 0.5 * (ln_f / nuisance.ERROR_SCALE_SPREAD) ** 2
     total = torch.softmax(log_p, dim=1).cumsum(1)
     level, place = torch.rand((2, len(chi2)), generator=generator, dtype=chi2.dtype)
     index = torch.searchsorted(total, level[:, None]).clamp(max=ln_f.shape[1] - 1)

@@ -211,6 +211,7 @@ def _finish(
     factor = draw_error_scale(chi2, len(problem.flux), problem.fit_error_scale, generator)
     shift = moved.shift[keep] / state.shape[1]
     ess, rhat = calc_view_dependence(_summarise(problem, moved.pooled[keep]), view)
+    ess = min(ess, float(len(keep.unique())))
     stats = {"chi2": chi2.numpy(), "compression_loss": loss.numpy(), "shift": shift.numpy()}
     nfe = known.pop("nfe")
     facts = {

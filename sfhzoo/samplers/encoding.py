@@ -213,6 +213,11 @@ def calc_level(flux: Tensor, weight: Tensor) -> Tensor:
     return torch.maximum(mean, scatter)
 
 
+def count_segments(wave_rest: NDArray[np.float64], ivar: NDArray[np.float64]) -> int:
+    """How many segments of the rest grid pixels at these wavelengths (vacuum Å) fill."""
+    return int((to_rest_grid(wave_rest, np.ones_like(ivar), ivar)[1] > 0).sum())
+
+
 def to_rest_grid(
     wave_rest: NDArray[np.float64],
     flux: NDArray[np.float64],

@@ -23,6 +23,8 @@ SHORTEST_WAVE, LONGEST_WAVE = 90.0, 1e8
 
 FLUX_RANGE = (1e-24, 1e-8)
 """erg/s/cm²/Å; the deepest and the brightest galaxy spectra lie well inside."""
+SMALLEST_ERROR = 1e-3
+"""Of the median error; one pixel with less would decide the whole fit."""
 SNR_RANGE = (1.0, 1e5)
 """median signal-to-noise ratio per pixel outside which the user should look again"""
 
@@ -204,14 +206,20 @@ def _resolve_missing_data(arrays: dict[str, NDArray[Any]]) -> None:
 
 def _check_plausible(arrays: dict[str, NDArray[Any]]) -> list[str]:
     """Warnings about flux and errors that may be in the wrong unit; no flux at all is an error."""
-    good = arrays["mask"]
+    good, notes = arrays["mask"], []
     if not good.any():
         return []
+    tiny = good & (arrays["ivar"] > np.median(arrays["ivar"][good]) / SMALLEST_ERROR**2)
+    if tiny.any():
+        good = arrays["mask"] = good & ~tiny
+        notes.append(
+            f"{tiny.sum()} pixels have errors below {SMALLEST_ERROR:g} of the median and are not "
+            f"used, first at {arrays['wave_obs'][tiny][0]:.2f} Å"
+        )
     flux, snr = arrays["flux"][good], arrays["flux"][good] * np.sqrt(arrays["ivar"][good])
     if not np.any(flux > 0):
         what = "is zero" if not np.any(flux) else "is negative or zero"
         raise DataError(f"the flux {what} in all {flux.size} pixels; this is no galaxy's spectrum")
-    notes = []
     typical = float(np.median(np.abs(flux)))
     if not FLUX_RANGE[0] < typical < FLUX_RANGE[1]:
         notes.append(
