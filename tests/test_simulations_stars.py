@@ -10,7 +10,8 @@ from astropy.table import Table
 from tngtree import HUBBLE, random_stars
 
 from sfhzoo.errors import DataError
-from sfhzoo.simulations import particles, trainingset
+from sfhzoo.simulations import particles, startable, trainingset
+from sfhzoo.simulations.galaxies import read_galaxies
 from sfhzoo.timebins import TimeBins
 
 BINS = TimeBins()
@@ -134,7 +135,9 @@ def test_a_cutout_without_stars_is_dropped_and_counted(tmp_path, cutouts, sample
     [
         ("GFM_Metallicity", np.nan, r"cutout_1000\.hdf5: PartType4/GFM_Metallicity is nan"),
         ("GFM_InitialMass", -2.0, r"GFM_InitialMass is -2"),
-        ("Masses", None, None),
+        ("Masses", None, r"1 cutouts have no PartType4/Masses, first .*cutout_1000"),
+        ("Masses", -1.0, r"Masses is -1"),
+        ("GFM_StellarFormationTime", None, "expected a dataset PartType4/GFM_StellarFormation"),
         ("GFM_InitialMass", None, "expected a dataset PartType4/GFM_InitialMass, got only"),
     ],
 )
@@ -144,14 +147,25 @@ def test_a_bad_cutout_is_named(tmp_path, cutouts, sample, name, value, message):
             del f[f"PartType4/{name}"]
         else:
             f[f"PartType4/{name}"][3] = value
-    if message is None:
-        # the surviving mass is not needed
-        data = build(tmp_path, "cutouts", cutouts)
-        check(data, sample)
-        assert "log_mass_surviving" not in data.galaxy
-    else:
-        with pytest.raises(DataError, match=message):
-            build(tmp_path, "cutouts", cutouts)
+    with pytest.raises(DataError, match=message):
+        build(tmp_path, "cutouts", cutouts)
+
+
+def test_the_surviving_mass_is_not_needed(tmp_path, cutouts, sample):
+    for path in cutouts.iterdir():
+        with h5py.File(path, "r+") as f:
+            del f["PartType4/Masses"]
+    data = build(tmp_path, "cutouts", cutouts)
+    check(data, sample)
+    assert "log_mass_surviving" not in data.galaxy
+
+
+@pytest.mark.parametrize("key", ["Time", "CutoutID"])
+def test_a_cutout_of_another_redshift_or_without_an_id_is_refused(tmp_path, cutouts, key):
+    with h5py.File(cutouts / f"cutout_{IDS[0]}.hdf5", "r+") as f:
+        f["Header"].attrs[key] = {"Time": 0.5, "CutoutID": "none"}[key]
+    with pytest.raises(DataError, match=f"scale factor 0.5|{key} of Header cannot be"):
+        build(tmp_path, "cutouts", cutouts)
 
 
 def test_a_directory_without_cutouts_is_refused(tmp_path):
@@ -308,3 +322,32 @@ def test_unknown_galaxies_of_the_table_are_an_error_when_none_is_left(tmp_path, 
     pattern = write(tmp_path / "stars.fits", plain(sample))
     with pytest.raises(DataError, match="none of its galaxies is among the 12 with stars"):
         build(tmp_path, "stars", pattern, COLUMNS, galaxies=str(tmp_path / "galaxies.ecsv"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ([np.array([2**40, 1]), np.array([1, 2])], "up to 2147483648"),
+        ([np.array([0, 1]), np.array([2**31 + 5, 5])], "up to 2147483647"),
+        ([np.array([2.0**60, 1.0])], "ids above 2.53 need integers"),
+        ([np.array([[1, 2], [3, 4]])], "whole numbers"),
+    ],
+)
+def test_ids_that_would_collide_are_refused(columns, says):
+    with pytest.raises(DataError, match=says):
+        startable.calc_galaxy_id(columns, -1, "stars.hdf5")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("flag", ["True", "False"], "expected numbers .* in flag"),
+        ("satellite", [1.0, np.nan], "satellite has gaps"),
+        ("log_halo_mass", ["high", "low"], "in log_halo_mass"),
+    ],
+)
+def test_what_is_known_of_galaxies_is_not_left_out_in_silence(tmp_path, column, values, says):
+    path = tmp_path / "galaxies.ecsv"
+    Table({"source_id": [1, 2], column: values}).write(path)
+    with pytest.raises(DataError, match=says):
+        read_galaxies(str(path), np.array([1, 2]))

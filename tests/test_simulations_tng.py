@@ -413,6 +413,32 @@ def header(name, key, value):
     return change
 
 
+def longer(name):
+    def change(output):
+        with h5py.File(output / name, "r+") as f:
+            for dataset in (tng.TIME, tng.MASS, tng.METALS):
+                values = f[dataset][...]
+                del f[dataset]
+                f[dataset] = np.concatenate([values, values])
+
+    return change
+
+
+def reshape(name, dataset, group=False):
+    """One axis less, or no dataset at all."""
+
+    def change(output):
+        with h5py.File(output / name, "r+") as f:
+            values = f[dataset][...]
+            del f[dataset]
+            if group:
+                f.create_group(dataset)
+            else:
+                f[dataset] = values[:, :3]
+
+    return change
+
+
 def scale(dataset, factor):
     def change(output):
         for path in (output / "snapdir_099").iterdir():
@@ -442,6 +468,14 @@ def scale(dataset, factor):
         (header(GROUPS.format(0), "HubbleParam", 0.704), r"h = 0\.704, Planck15 has 0\.6774"),
         (header(SNAP.format(4), "NumPart_ThisFile", [0, 0, 0, 0, 3, 0]), "expected 29"),
         (edit(GROUPS.format(0), "Group/GroupLenType", 2), "group 0 has fewer stars"),
+        (edit(GROUPS.format(0), "Subhalo/SubhaloMassType", np.nan), "values that are no numbers"),
+        (header(SNAP.format(2), "HubbleParam", 0.704), r"snap_099.2.hdf5: the simulation"),
+        (header(SNAP.format(2), "HubbleParam", 0.678), "differ in HubbleParam or Time"),
+        (header(SNAP.format(0), "HubbleParam", "abc"), "HubbleParam of Header cannot be 'abc'"),
+        (header(SNAP.format(0), "Time", 0.5), r"scale factor 0\.5; histories to today"),
+        (longer(SNAP.format(2)), "more stars than the 14 its header says"),
+        (reshape(GROUPS.format(0), "Subhalo/SubhaloLenType"), r"expected 5 columns or more"),
+        (reshape(SNAP.format(0), tng.MASS, group=True), "expected numbers in PartType4/GFM_Init"),
     ],
 )  # fmt: skip
 def test_a_damaged_or_wrong_file_is_named_with_what_was_expected(known, tmp_path, change, message):
@@ -459,7 +493,11 @@ def test_a_damaged_or_wrong_file_is_named_with_what_was_expected(known, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_test": 4}, r"expected 0 < n_test < 4, the galaxies kept, got 4; .* 1 flagged"),
+        ({"n_test": 4}, r"expected n_test < 4, the galaxies kept, got 4; .* 1 flagged"),
+        ({"n_test": 0}, "n_test is 0, expected 1 or more"),
+        ({"seed": -1}, "seed is -1, expected 0 or more"),
+        ({"empty_metallicity": 0}, "empty_metallicity above 0 and up to 1, got 0"),
+        ({"min_mass": 1e15}, "no galaxy passes the selection; dropped: 1 flagged"),
         ({"mass": "dark"}, "expected mass 'stars' or 'total', got 'dark'"),
         ({"empty_metallicity": "none"}, "'carry' or a number, got 'none'"),
         ({"min_masss": 1.0}, r"unknown \['min_masss'\]; known are .*min_mass"),
@@ -473,6 +511,61 @@ def test_a_recipe_that_cannot_be_followed_is_refused_by_what_is_wrong(
 ):
     with pytest.raises(DataError, match=message):
         build(tmp_path, known[0], **changes)
+
+
+def test_the_folder_of_partial_results_is_never_somebody_elses(known, tmp_path):
+    mine = tmp_path / "toy.zarr.chunks"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds 'thesis\.txt'"):
+        build(tmp_path, known[0])
+    assert (mine / "thesis.txt").read_text() == "mine"
+
+
+def test_what_was_summed_for_another_selection_is_not_used(known, tmp_path):
+    output = shutil.copytree(known[0], tmp_path / "output")
+    edit(SNAP.format(3), tng.TIME, np.nan)(output)
+    with pytest.raises(DataError, match="FormationTime is nan"):
+        build(tmp_path, output)
+    assert list((tmp_path / "toy.zarr.chunks").glob("chunk_*.npz"))
+    shutil.copy(known[0] / SNAP.format(3), output / SNAP.format(3))
+    # subhalo 3, in the second file of the catalogue, is now no galaxy: rows move
+    edit(GROUPS.format(1), "Subhalo/SubhaloFlag", False)(output)
+    resumed, clean = build(tmp_path, output), build(tmp_path, output, out="clean.zarr")
+    assert resumed.sha256 == clean.sha256 != known[1].sha256
+
+
+def test_what_does_not_touch_the_sums_may_change_between_two_runs(known, tmp_path):
+    output = shutil.copytree(known[0], tmp_path / "output")
+    edit(SNAP.format(3), tng.TIME, np.nan)(output)
+    with pytest.raises(DataError):
+        build(tmp_path, output)
+    done = lambda: {p.name: p.stat().st_mtime_ns for p in folder.glob("*.npz")}  # noqa: E731
+    folder = tmp_path / "toy.zarr.chunks"
+    before = done()
+    with pytest.raises(DataError):
+        build(tmp_path, output, seed=9, max_logzsol=1.0)
+    assert before and done() == before
+
+
+def test_sums_that_pile_up_become_one(monkeypatch):
+    rng = np.random.default_rng(5)
+    block = lambda: particles.sum_stars(  # noqa: E731
+        particles.Stars(rng.integers(-1, 5, 300), rng.integers(-1, 8, 300), rng.random(300),
+                        rng.random(300)), 8,
+    )  # fmt: skip
+    blocks = [block() for _ in range(6)]
+    monkeypatch.setattr(particles, "PILE", 60)
+    parts = []
+    for b in blocks:
+        particles.add_part(parts, b)
+    assert sum(len(p["cell"]) for p in parts) <= 80
+    whole, merged = (particles.StarSums(5, 8) for _ in range(2))
+    whole.add(particles.join_sums(blocks))
+    merged.add(particles.join_sums(parts))
+    for name in ("mass", "metals", "count"):
+        np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), rtol=1e-5)
+    assert (merged.read, merged.outside, merged.wind) == (whole.read, whole.outside, whole.wind)
 
 
 def test_a_source_that_is_no_directory_is_refused_with_the_option_that_names_it(tmp_path):

@@ -8,8 +8,10 @@ interface, and for jobs that share nothing Dask has no more to give on one machi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +23,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sfhzoo import __version__
 from sfhzoo.errors import UsageError
 from sfhzoo.simulations.particles import Columns
+
+OWN = re.compile(r"plan\.json|chunk_\d+\.npz(\.partial-\d+)?")
+"""What a folder of partial results holds."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,20 @@ def run_jobs(
             yield _load(path)
 
 
+def stamp(path: Path, n: int) -> list[Any]:
+    """What tells a file of n rows from another, without reading it."""
+    found = path.stat()
+    return [str(path.resolve()), n, found.st_size, found.st_mtime_ns]
+
+
+def digest(*arrays: NDArray[Any]) -> str:
+    """sha256 of arrays, for an identity."""
+    h = hashlib.sha256()
+    for a in arrays:
+        h.update(str(a.dtype).encode() + np.ascontiguousarray(a).tobytes())
+    return h.hexdigest()
+
+
 def work_and_save(work: Callable[[Any], Columns], job: Job, path: Path) -> None:
     """One job, in whatever process; the file appears whole or not at all."""
     beside = path.with_name(f"{path.name}.partial-{os.getpid()}")
@@ -89,9 +110,13 @@ def _load(path: Path) -> Columns:
 
 
 def _prepare(folder: Path, identity: dict[str, Any]) -> Path:
-    plan, text = folder / "plan.json", json.dumps(identity, sort_keys=True)
+    plan = folder / "plan.json"
+    text = json.dumps({**identity, "sfhzoo": __version__}, sort_keys=True)
     if folder.exists() and not (plan.exists() and plan.read_text(encoding="utf-8") == text):
-        # another recipe or other files: what was done for them is of no use
+        foreign = [p.name for p in folder.iterdir() if not OWN.fullmatch(p.name)]
+        if foreign:
+            raise UsageError(f"{folder} is needed for partial results and holds {foreign[0]!r}")
+        # another selection or other files: what was done for them is of no use
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plan.write_text(text, encoding="utf-8")

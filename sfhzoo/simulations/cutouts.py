@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sfhzoo.errors import DataError
 from sfhzoo.simulations import hdf5, particles, tng
-from sfhzoo.simulations.chunks import Setting, run_jobs
+from sfhzoo.simulations.chunks import Setting, digest, run_jobs, stamp
 from sfhzoo.simulations.galaxies import read_galaxies
 from sfhzoo.simulations.particles import Columns, ParticleOptions
 from sfhzoo.timebins import TimeBins
@@ -59,7 +59,7 @@ def find_id(path: Path) -> int:
     with hdf5.open_hdf5(path) as f:
         header = f["Header"].attrs if "Header" in f else {}
         if "CutoutID" in header:
-            return int(header["CutoutID"])
+            return int(hdf5.read_number(f, "Header", "CutoutID"))
     numbers = re.findall(r"\d+", path.stem)
     if not numbers:
         raise DataError(f"{path}: expected the subhalo's id as the last number of the name")
@@ -77,25 +77,28 @@ def sum_cutouts(job: CutoutJob) -> Columns:
 
 
 def _sum_cutout(path: Path, row: int, job: CutoutJob) -> tuple[list[Columns], float]:
-    parts, surviving = [], 0.0
+    parts: list[Columns] = []
+    surviving = 0.0
     with hdf5.open_hdf5(path) as f:
-        hubble = float(hdf5.read_attribute(f, "Header", "HubbleParam"))
-        tng.check_cosmology(hubble, job.cosmology, str(path))
-        units = _Units(hubble, float(hdf5.read_attribute(f, "Header", "Time")), job.edges)
+        hubble, time = tng.read_epoch(f, job.cosmology)
+        units = _Units(hubble, time, job.edges)
         # a subhalo without stars has no group of them
-        n = len(f[tng.TIME]) if tng.TIME in f else 0
+        n = hdf5.read_length(f, tng.TIME) if f"PartType{tng.STARS}" in f else 0
         known = NOW in f or not n
         for lo in range(0, n, particles.BLOCK):
             some = slice(lo, lo + particles.BLOCK)
             columns = [hdf5.read(f, name, some) for name in (tng.TIME, tng.MASS, tng.METALS)]
+            if known:
+                columns.append(hdf5.read(f, NOW, some))
             if len({len(c) for c in columns}) != 1:
                 raise DataError(f"{path}: columns of different lengths; fetch it again")
             rows = np.full(len(columns[0]), row)
-            stars = tng.make_stars(str(path), rows, columns, units)
-            parts.append(particles.sum_stars(stars, len(job.edges) - 1))
+            stars = tng.make_stars(str(path), rows, columns[:3], units)
+            particles.add_part(parts, particles.sum_stars(stars, len(job.edges) - 1))
             if known:
-                mass = np.asarray(hdf5.read(f, NOW, some), float)
-                surviving += float(mass[columns[0] > 0].sum()) * tng.MSUN / hubble
+                mass = np.asarray(columns[3], float)[columns[0] > 0]
+                particles.check_range(str(path), NOW, mass, 0.0, 1e4, "1e10 Msun/h, >= 0")
+                surviving += float(mass.sum()) * tng.MSUN / hubble
     return parts, surviving if known else np.nan
 
 
@@ -108,7 +111,8 @@ def collect(
     """
     options = CutoutOptions.from_table(table)
     options = replace(options, source=setting.source or options.source)
-    paths = sorted(Path(options.source).expanduser().glob("*.hdf5")) if options.source else []
+    folder = Path(options.source).expanduser().resolve()
+    paths = sorted(folder.glob("*.hdf5")) if options.source else []
     if not paths:
         raise DataError(
             f"expected a directory of cutouts (*.hdf5), got {options.source!r}; name it with "
@@ -125,14 +129,22 @@ def collect(
         for lo in range(0, len(chosen), PER_JOB)
         for rows in [list(range(lo, min(lo + PER_JOB, len(chosen))))]
     ]
-    stamps = [(path.name, path.stat().st_size) for path in chosen]
-    identity = {"recipe": table, "source": str(paths[0].parent.resolve()), "files": stamps}
+    particles.check_n_test(options, len(ids), dropped)
+    identity = {
+        "cosmology": options.cosmology,
+        "galaxies": digest(ids),
+        "files": [stamp(path, 0) for path in chosen],
+    }
     sums, surviving = particles.StarSums(len(ids), bins.n), []
     for part in run_jobs(sum_cutouts, jobs, identity, setting, unit="galaxy"):
         surviving.append(part.pop("surviving"))
         sums.add(part)
     mass = np.concatenate(surviving)
-    if "log_mass_surviving" not in galaxies and np.all(np.isfinite(mass)):
+    without = ~np.isfinite(mass)
+    if without.any() and not without.all():
+        first = chosen[int(np.argmax(without))]
+        raise DataError(f"{without.sum()} cutouts have no {NOW}, first {first}; fetch it")
+    if "log_mass_surviving" not in galaxies and not without.any():
         with np.errstate(divide="ignore"):
             galaxies["log_mass_surviving"] = np.log10(mass)
     return particles.select_and_order(sums, galaxies, dropped, bins, options)

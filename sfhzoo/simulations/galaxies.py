@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from sfhzoo.errors import DataError
 from sfhzoo.simulations.particles import Columns
 
+NEEDED = {"source_id", "flag", "satellite"}
+"""Without gaps, where they are there at all."""
 RESERVED = {"sfr", "logzsol", "test", "n_stars"}
 
 
@@ -57,6 +59,15 @@ def _read(path: str) -> Columns:
     columns = {}
     for name in table.colnames:
         values = np.ma.asarray(table[name])
+        if name in NEEDED or name.startswith("log_"):
+            if values.ndim != 1 or values.dtype.kind not in "iufb":
+                raise DataError(
+                    f"{path}: expected numbers (or FITS and Parquet booleans; 0 and 1 in text) in "
+                    f"{name}, got {values.dtype}"
+                )
+            gaps = np.ma.getmaskarray(values) | ~np.isfinite(np.ma.getdata(values))
+            if name in NEEDED and gaps.any():
+                raise DataError(f"{path}: {name} has gaps")
         if values.ndim == 1 and values.dtype.kind in "iufb" and name not in RESERVED:
             filled = values.filled(np.nan) if values.dtype.kind == "f" else np.asarray(values)
             # FITS stores the other byte order

@@ -31,6 +31,8 @@ SLACK = 1e-5
 """Of a formation time beyond today, and of a metallicity below 0: rounding in the source."""
 MASS_RATIO = (0.1, 10.0)
 """Mass formed over surviving mass is 1.5 to 2; beyond these a unit is wrong."""
+PILE = 2**22
+"""Cells and rows of partial sums that may pile up, 100 MB"""
 SMALLEST_Z = 1e-11
 ROWS = 4096
 
@@ -85,8 +87,16 @@ class ParticleOptions:
             raise DataError(
                 f"expected empty_metallicity 'carry' or a number, got {self.empty_metallicity!r}"
             )
-        if isinstance(self.empty_metallicity, float) and self.empty_metallicity <= 0:
-            raise DataError(f"expected empty_metallicity > 0, got {self.empty_metallicity}")
+        if not isinstance(self.empty_metallicity, str) and not 0 < self.empty_metallicity <= 1:
+            raise DataError(
+                f"expected empty_metallicity above 0 and up to 1, got {self.empty_metallicity}"
+            )
+        least = {"n_test": 1, "seed": 0, "min_stars": 0, "min_mass": 0.0, "max_logzsol": -10.0}
+        for name, low in least.items():
+            if not getattr(self, name) >= low:
+                raise DataError(
+                    f"[simulation] {name} is {getattr(self, name)}, expected {low:g} or more"
+                )
 
 
 def _has_type(value: Any, hint: Any) -> bool:
@@ -163,6 +173,38 @@ def sum_stars(stars: Stars, n_bins: int) -> Columns:
         "count": np.bincount(local, minlength=len(rows)),
         "stars": np.array(counts),
     }
+
+
+def add_part(parts: list[Columns], part: Columns) -> None:
+    """Append sums; piled up they become one, so that memory does not grow with the stars."""
+    parts.append(part)
+    if sum(len(p["cell"]) + len(p["row"]) for p in parts) > PILE:
+        parts[:] = [_merge(join_sums(parts))]
+
+
+def _merge(part: Columns) -> Columns:
+    """Each cell and each row once."""
+    cell, of_cell = np.unique(part["cell"], return_inverse=True)
+    row, of_row = np.unique(part["row"], return_inverse=True)
+    return {
+        "cell": cell,
+        "mass": np.bincount(of_cell, part["mass"], len(cell)),
+        "metals": np.bincount(of_cell, part["metals"], len(cell)),
+        "row": row,
+        "count": np.bincount(of_row, part["count"], len(row)).astype(np.int64),
+        "stars": part["stars"],
+    }
+
+
+def check_n_test(options: ParticleOptions, n: int, dropped: dict[str, int]) -> None:
+    """DataError where no more than the test split is left of n galaxies."""
+    if not n:
+        raise DataError(f"no galaxy passes the selection; dropped: {_list(dropped)}")
+    if options.n_test >= n:
+        raise DataError(
+            f"expected n_test < {n}, the galaxies kept, got {options.n_test}; of "
+            f"{n + sum(dropped.values())} galaxies were dropped: {_list(dropped)}"
+        )
 
 
 def join_sums(parts: list[Columns]) -> Columns:
@@ -249,11 +291,7 @@ def select_and_order(
         dropped[reason] = dropped.get(reason, 0) + int((keep & bad).sum())
         keep &= ~bad
     order = np.random.default_rng(options.seed).permutation(np.flatnonzero(keep))
-    if not 0 < options.n_test < len(order):
-        raise DataError(
-            f"expected 0 < n_test < {len(order)}, the galaxies kept, got {options.n_test}; of "
-            f"{n_found} galaxies were dropped: {_list(dropped)}"
-        )
+    check_n_test(options, len(order), dropped)
     columns: Columns = {"n_stars": sums.count[order]}
     columns |= {k: np.asarray(v)[order] for k, v in galaxies.items()}
     columns = {"sfr": sfr[order], "logzsol": logzsol[order], **columns}

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from sfhzoo.errors import DataError
 from sfhzoo.simulations import hdf5, particles
-from sfhzoo.simulations.chunks import Setting, run_jobs
+from sfhzoo.simulations.chunks import Setting, digest, run_jobs, stamp
 from sfhzoo.simulations.galaxies import read_galaxies
 from sfhzoo.simulations.particles import Columns, ParticleOptions, Stars
 from sfhzoo.timebins import TimeBins
@@ -50,6 +50,8 @@ TIME_UNITS = {
 METALLICITY_UNITS = ("fraction", "logzsol")
 SECOND = 2**31
 """More galaxies than this no group has: ids of (group, galaxy) become one integer."""
+MOST = 2**31
+"""Of the first of two ids"""
 EARLIEST = -0.1
 """Gyr before the Big Bang: ages of another cosmology may be a little too old"""
 
@@ -87,6 +89,8 @@ class StarTableOptions(ParticleOptions):
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise DataError(f"expected {name} of {known}, got {getattr(self, name)!r}")
+        if not 0 < self.mass_unit < np.inf:
+            raise DataError(f"expected mass_unit in Msun, got {self.mass_unit}")
 
     @property
     def galaxy_columns(self) -> list[str]:
@@ -125,6 +129,9 @@ def read_blocks(path: Path, names: list[str]) -> Iterator[list[NDArray[Any]]]:
         raise DataError(f"{path}: expected .hdf5, .h5, .parquet or .fits")
     n_before = 0
     for columns in reader(path, names):
+        for name, column in zip(names, columns, strict=True):
+            if column.dtype.kind not in "iufb" or column.ndim not in (1, 2):
+                raise DataError(f"{path}: expected numbers in {name}, got {column.dtype}")
         if len({len(c) for c in columns}) != 1:
             lengths = dict(zip(names, map(len, columns), strict=True))
             raise DataError(f"{path}: columns of other lengths after row {n_before}: {lengths}")
@@ -134,9 +141,9 @@ def read_blocks(path: Path, names: list[str]) -> Iterator[list[NDArray[Any]]]:
 
 def _read_hdf5(path: Path, names: list[str]) -> Iterator[list[NDArray[Any]]]:
     with hdf5.open_hdf5(path) as f:
-        hdf5.read(f, names[0], slice(0, 0))
-        for lo in range(0, len(f[names[0]]), particles.BLOCK):
-            yield [hdf5.read(f, name, slice(lo, lo + particles.BLOCK)) for name in names]
+        for lo in range(0, hdf5.read_length(f, names[0]), particles.BLOCK):
+            some = slice(lo, lo + particles.BLOCK)
+            yield [hdf5.read(f, name, some, ndim=(1, 2)) for name in names]
 
 
 def _read_parquet(path: Path, names: list[str]) -> Iterator[list[NDArray[Any]]]:
@@ -175,10 +182,14 @@ def _first_line(e: BaseException) -> str:
 def calc_galaxy_id(columns: list[NDArray[Any]], unbound: int, where: str) -> NDArray[np.int64]:
     """One id [star] of one or two columns of integers; -1 for stars in no galaxy."""
     ids = []
-    for column in columns:
+    for column, most in zip(columns, [MOST, SECOND - 1] if len(columns) == 2 else [2**62]):
         as_float = np.asarray(column, float)
-        if not np.all(np.isfinite(as_float) & (as_float == np.round(as_float))):
-            raise DataError(f"{where}: expected whole numbers as ids of galaxies")
+        if column.ndim != 1 or not np.all(
+            np.isfinite(as_float) & (as_float == np.round(as_float)) & (as_float <= most)
+        ):
+            raise DataError(f"{where}: expected whole numbers as ids of galaxies, up to {most}")
+        if column.dtype.kind == "f" and np.any(np.abs(as_float) > 2.0**53):
+            raise DataError(f"{where}: ids above 2^53 need integers, got {column.dtype}")
         ids.append(np.asarray(column).astype(np.int64))
     outside = np.any([(i < 0) | (i == unbound) for i in ids], axis=0)
     # a single id keeps its value
@@ -201,15 +212,14 @@ def find_ids(paths: list[Path], options: StarTableOptions) -> tuple[NDArray[np.i
 
 def sum_table(job: TableJob) -> Columns:
     """The sums of one file (see `particles.StarSums`)."""
-    parts = []
+    parts: list[Columns] = []
     n_ids = len(job.options.galaxy_columns)
     for columns in read_blocks(job.path, job.options.star_columns):
         galaxy = calc_galaxy_id(columns[:n_ids], job.options.unbound, str(job.path))
         row = np.minimum(np.searchsorted(job.ids, galaxy), len(job.ids) - 1)
         row = np.where((galaxy >= 0) & (job.ids[row] == galaxy), row, -1)
-        parts.append(
-            particles.sum_stars(_make_stars(row, columns[n_ids:], job), job.edges.size - 1)
-        )
+        stars = _make_stars(row, columns[n_ids:], job)
+        particles.add_part(parts, particles.sum_stars(stars, job.edges.size - 1))
     return particles.join_sums(parts)
 
 
@@ -217,7 +227,14 @@ def _make_stars(row: NDArray[np.int64], columns: list[NDArray[Any]], job: TableJ
     o, where = job.options, str(job.path)
     time, mass = (np.asarray(c, float) for c in columns[:2])
     metals = np.asarray(columns[2], float)
+    if time.ndim != 1 or mass.ndim != 1:
+        raise DataError(f"{where}: expected one time and one mass per star")
     if metals.ndim == 2:
+        if not 0 <= o.metallicity_component < metals.shape[1]:
+            raise DataError(
+                f"{where}: the metallicity has {metals.shape[1]} components, "
+                f"metallicity_component is {o.metallicity_component}"
+            )
         metals = metals[:, o.metallicity_component]
     wind = (time <= 0) & (o.time_unit == "scale-factor")
     used = (row >= 0) & ~wind
@@ -264,7 +281,8 @@ def collect(
     """
     options = StarTableOptions.from_table(table)
     options = replace(options, source=setting.source or options.source)
-    paths = sorted(Path(p) for p in glob.glob(str(Path(options.source).expanduser())))
+    pattern = str(Path(options.source).expanduser())
+    paths = sorted(Path(p).resolve() for p in glob.glob(pattern))
     if not paths or not all(p.is_file() for p in paths):
         raise DataError(f"expected tables of stars at {options.source!r}; name them with --source")
     ids, counts = find_ids(paths, options)
@@ -275,8 +293,14 @@ def collect(
         TableJob(path, n, ids, edges, bins.age_today, options)
         for path, n in zip(paths, counts, strict=True)
     ]
-    stamps = [(str(p.resolve()), n, p.stat().st_size) for p, n in zip(paths, counts, strict=True)]
-    identity = {"recipe": table, "files": stamps, "galaxies": len(ids)}
+    particles.check_n_test(options, len(ids), dropped)
+    of_sums = {k: v for k, v in table.items() if k in ("cosmology", "columns", "unbound")}
+    units = (options.time_unit, options.mass_unit, options.metallicity_unit)
+    identity = {
+        "recipe": {**of_sums, "units": units, "component": options.metallicity_component},
+        "galaxies": digest(ids),
+        "files": [stamp(p, n) for p, n in zip(paths, counts, strict=True)],
+    }
     sums = particles.StarSums(len(ids), bins.n)
     for part in run_jobs(sum_table, jobs, identity, setting):
         sums.add(part)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from sfhzoo.errors import DataError
 from sfhzoo.simulations import hdf5, particles
-from sfhzoo.simulations.chunks import Setting, run_jobs
+from sfhzoo.simulations.chunks import Setting, digest, run_jobs, stamp
 from sfhzoo.simulations.particles import Columns, ParticleOptions, Stars
 from sfhzoo.timebins import TimeBins, resolve_cosmology
 
@@ -40,6 +40,8 @@ TIME, MASS, METALS = (
     for name in ("GFM_StellarFormationTime", "GFM_InitialMass", "GFM_Metallicity")
 )
 HUBBLE_SLACK = 0.005
+TODAY_SLACK = 1e-3
+"""Of the scale factor today"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +101,8 @@ def find_file(source: Path, kind: str, snapshot: int, index: int) -> Path:
     return next((p for p in paths if p.is_file()), paths[0])
 
 
-def _read_field(f: Any, name: str, n: int) -> NDArray[Any]:
-    values = hdf5.read(f, name)
+def _read_field(f: Any, name: str, n: int, width: int = 0) -> NDArray[Any]:
+    values = hdf5.read(f, name, ndim=(2,) if width else (1,), width=width)
     if len(values) != n:
         raise DataError(f"{f.filename}: {name} has {len(values)} rows, its header says {n}")
     return values
@@ -110,12 +112,13 @@ def _read_catalogue_file(path: Path, options: TngOptions) -> tuple[Columns, int,
     """Columns of one file, with the number of files and the Hubble parameter of its header."""
     columns: Columns = {}
     with hdf5.open_hdf5(path) as f:
-        header = lambda name: hdf5.read_attribute(f, "Header", name)  # noqa: E731
+        header = lambda name: hdf5.read_number(f, "Header", name)  # noqa: E731
         n_groups, n_subhalos = int(header("Ngroups_ThisFile")), int(header("Nsubgroups_ThisFile"))
-        hubble = float(header("HubbleParam"))
+        hubble = header("HubbleParam")
+        check_cosmology(hubble, options.cosmology, str(path))
         # a file without groups or subhalos has no datasets of them
         if n_groups:
-            lengths = _read_field(f, "Group/GroupLenType", n_groups)
+            lengths = _read_field(f, "Group/GroupLenType", n_groups, STARS + 1)
             columns["group_stars"] = lengths[:, STARS].astype(np.int64)
             mass = _read_field(f, "Group/Group_M_Crit200", n_groups)
             columns["group_mass"] = (mass * (MSUN / hubble)).astype(np.float32)
@@ -123,9 +126,12 @@ def _read_catalogue_file(path: Path, options: TngOptions) -> tuple[Columns, int,
             # unsigned in some releases, where 2^32 - 1 stands for none
             columns["first_subhalo"] = first.astype(np.int64)
         if n_subhalos:
-            lengths = _read_field(f, "Subhalo/SubhaloLenType", n_subhalos)
+            lengths = _read_field(f, "Subhalo/SubhaloLenType", n_subhalos, STARS + 1)
             columns["n_stars"] = lengths[:, STARS].astype(np.int64)
-            mass = _read_field(f, "Subhalo/SubhaloMassType", n_subhalos) * (MSUN / hubble)
+            mass = _read_field(f, "Subhalo/SubhaloMassType", n_subhalos, STARS + 1)
+            mass = mass * (MSUN / hubble)
+            if not np.all(np.isfinite(mass)):
+                raise DataError(f"{path}: Subhalo/SubhaloMassType has values that are no numbers")
             columns["mass_stars"] = mass[:, STARS].astype(np.float32)
             columns["mass_total"] = mass.sum(axis=1).astype(np.float32)
             group = _read_field(f, "Subhalo/SubhaloGrNr", n_subhalos)
@@ -145,8 +151,8 @@ def read_catalogue(source: Path, options: TngOptions) -> Catalogue:
         parts.append(part)
     with hdf5.open_hdf5(find_file(source, "groups", options.snapshot, 0)) as f:
         totals = {
-            "group_stars": int(hdf5.read_attribute(f, "Header", "Ngroups_Total")),
-            "n_stars": int(hdf5.read_attribute(f, "Header", "Nsubgroups_Total")),
+            "group_stars": int(hdf5.read_number(f, "Header", "Ngroups_Total")),
+            "n_stars": int(hdf5.read_number(f, "Header", "Nsubgroups_Total")),
         }
     names = set().union(*parts)
     joined = {k: np.concatenate([p[k] for p in parts if k in p]) for k in names}
@@ -184,7 +190,7 @@ def read_offsets(source: Path, options: TngOptions, catalogue: Catalogue) -> NDA
     for path in (source / name, source.resolve().parent / name):
         if path.is_file():
             with hdf5.open_hdf5(path) as f:
-                found = hdf5.read(f, "Subhalo/SnapByType")
+                found = hdf5.read(f, "Subhalo/SnapByType", ndim=(2,), width=STARS + 1)
             if len(found) != len(catalogue.n_stars):
                 raise DataError(
                     f"{path} has {len(found)} subhalos, the catalogue {len(catalogue.n_stars)}"
@@ -193,22 +199,37 @@ def read_offsets(source: Path, options: TngOptions, catalogue: Catalogue) -> NDA
     return calc_offsets(catalogue)
 
 
-def _count_stars(source: Path, snapshot: int) -> tuple[list[tuple[Path, int]], dict[str, float]]:
+def read_epoch(f: Any, cosmology: str) -> tuple[float, float]:
+    """(h, scale factor) of a file's header; DataError for another cosmology or redshift than 0."""
+    hubble = hdf5.read_number(f, "Header", "HubbleParam")
+    time = hdf5.read_number(f, "Header", "Time")
+    check_cosmology(hubble, cosmology, str(f.filename))
+    if abs(time - 1) > TODAY_SLACK:
+        raise DataError(
+            f"{f.filename} is at the scale factor {time:.4g}; histories to today need redshift 0"
+        )
+    return hubble, time
+
+
+def _count_stars(
+    source: Path, options: TngOptions
+) -> tuple[list[tuple[Path, int]], dict[str, float]]:
     """(path, number of stars and wind) of all files of the snapshot, and its header."""
     files: list[tuple[Path, int]] = []
     n_files, header = 1, {}
     while len(files) < n_files:
-        path = find_file(source, "snapdir", snapshot, len(files))
+        path = find_file(source, "snapdir", options.snapshot, len(files))
         with hdf5.open_hdf5(path) as f:
-            read = lambda name: hdf5.read_attribute(f, "Header", name)  # noqa: E731
-            files.append((path, int(read("NumPart_ThisFile")[STARS])))
+            read = lambda name, i=0: int(hdf5.read_number(f, "Header", name, i))  # noqa: E731
+            files.append((path, read("NumPart_ThisFile", STARS)))
+            hubble, time = read_epoch(f, options.cosmology)
             if len(files) == 1:
-                n_files = int(read("NumFilesPerSnapshot"))
-                total = int(read("NumPart_Total")[STARS])
+                n_files, total = read("NumFilesPerSnapshot"), read("NumPart_Total", STARS)
                 if "NumPart_Total_HighWord" in f["Header"].attrs:
-                    total += int(read("NumPart_Total_HighWord")[STARS]) << 32
-                header = {"total": total, "time": float(read("Time"))}
-                header["hubble"] = float(read("HubbleParam"))
+                    total += read("NumPart_Total_HighWord", STARS) << 32
+                header = {"total": total, "time": time, "hubble": hubble}
+            if hubble != header["hubble"] or time != header["time"]:
+                raise DataError(f"{path} and the first file differ in HubbleParam or Time")
     found = sum(n for _, n in files)
     if found != header["total"]:
         raise DataError(
@@ -289,16 +310,21 @@ def _label(job: ChunkJob, lo: int, hi: int) -> NDArray[np.int64]:
 
 def sum_chunk(job: ChunkJob) -> Columns:
     """The sums of one snapshot file, read in blocks (see `particles.StarSums`)."""
-    parts = []
+    parts: list[Columns] = []
     with hdf5.open_hdf5(job.path) as f:
+        for name in (TIME, MASS, METALS):
+            found = hdf5.read_length(f, name)
+            if found != job.n:
+                less = "fewer" if found < job.n else "more"
+                raise DataError(
+                    f"{job.path}: {less} stars than the {job.n} its header says ({name}: {found})"
+                )
         for lo in range(0, job.n, particles.BLOCK):
             some = slice(lo, min(lo + particles.BLOCK, job.n))
             columns = [hdf5.read(f, name, some) for name in (TIME, MASS, METALS)]
-            if {len(c) for c in columns} != {some.stop - lo}:
-                raise DataError(f"{job.path}: fewer stars than the {job.n} its header says")
             row = _label(job, lo, some.stop)
             stars = make_stars(str(job.path), row, columns, job)
-            parts.append(particles.sum_stars(stars, len(job.edges) - 1))
+            particles.add_part(parts, particles.sum_stars(stars, len(job.edges) - 1))
     return particles.join_sums(parts)
 
 
@@ -330,16 +356,16 @@ def collect(
     """
     options = TngOptions.from_table(table)
     options = replace(options, source=setting.source or options.source)
-    source = Path(options.source).expanduser()
+    source = Path(options.source).expanduser().resolve()
     if not options.source or not source.is_dir():
         raise DataError(
             f"expected a directory with groups_{options.snapshot:03d} and snapdir_"
             f"{options.snapshot:03d}, got {options.source!r}; name it with --source"
         )
     catalogue = read_catalogue(source, options)
-    check_cosmology(catalogue.hubble, options.cosmology, str(source))
-    files, header = _count_stars(source, options.snapshot)
+    files, header = _count_stars(source, options)
     chosen, dropped = select(catalogue, options)
+    particles.check_n_test(options, len(chosen), dropped)
     start = read_offsets(source, options, catalogue)[chosen]
     chosen, start = (a[np.argsort(start, kind="stable")] for a in (chosen, start))
     common = {
@@ -349,8 +375,12 @@ def collect(
     }
     stop = start + catalogue.n_stars[chosen]
     jobs = list(make_jobs(files, start, stop, **common))
-    stamps = [(path.name, n, path.stat().st_size) for path, n in files]
-    identity = {"recipe": table, "source": str(source.resolve()), "files": stamps}
+    # what the sums depend on: the rest of a recipe may change and they still hold
+    identity = {
+        "cosmology": options.cosmology,
+        "galaxies": digest(chosen, start, stop),
+        "files": [stamp(path, n) for path, n in files],
+    }
     sums = particles.StarSums(len(chosen), bins.n)
     for part in run_jobs(sum_chunk, jobs, identity, setting):
         sums.add(part)

@@ -84,7 +84,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as f:
             return tomllib.load(f)
-    except (OSError, tomllib.TOMLDecodeError) as e:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise DataError(f"expected a TOML recipe at {path}: {e}") from e
 
 
@@ -126,8 +126,11 @@ def build(
     Raises DataError for an unreadable recipe, an engine nobody knows or bad input,
     FileExistsError when `out_path` exists.
     """
-    recipe, out_path = read_recipe(recipe_path), Path(out_path)
+    # workers of a scheduler may have another working directory
+    recipe, out_path = read_recipe(recipe_path), Path(out_path).resolve()
     simulation = recipe.get("simulation", {})
+    if not isinstance(simulation, dict):
+        raise DataError(f"{recipe_path}: expected a table [simulation], got {simulation!r}")
     engine, known = simulation.get("engine"), [*ENGINES, *PARTICLES]
     if engine not in known:
         raise DataError(
@@ -214,8 +217,13 @@ def load(path: str | Path) -> TrainingSet:
         data = {k: np.asarray(array[...]) for k, array in group.arrays()}
         sfr, logzsol = data.pop("sfr"), data.pop("logzsol")
         data.pop("test", None)
-    except (OSError, KeyError, ValueError) as e:
-        raise ArtifactError(f"expected a training set (Zarr) at {path}: {e}") from e
+        attributes["n_test"] = n_test = int(attributes["n_test"])
+        TimeBins(attributes["cosmology"], sfr.shape[1])
+        if not 0 < n_test < len(sfr) or sfr.shape != logzsol.shape:
+            raise ValueError(f"{n_test} test galaxies of {len(sfr)}")
+    # zarr raises RuntimeError for a damaged chunk
+    except (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError) as e:
+        raise ArtifactError(f"expected a training set (Zarr) at {path}: {e!r}") from e
     if (version := int(attributes.get("format_version", 1))) > FORMAT_VERSION:
         raise Incompatible(
             f"{path}: format {version}, this sfhzoo reads up to {FORMAT_VERSION}; upgrade it"
@@ -225,4 +233,4 @@ def load(path: str | Path) -> TrainingSet:
         raise ArtifactError(
             f"{path}: sha256 expected {attributes.get('sha256')}, got {found}; build it again"
         )
-    return TrainingSet(sfr, logzsol, int(attributes["n_test"]), attributes, data)
+    return TrainingSet(sfr, logzsol, n_test, attributes, data)
