@@ -14,6 +14,7 @@ from galaxies import DATA, make_histories
 from sfhzoo.cli import run as cli_run
 from sfhzoo.comparison import distances, explanation, posteriors, run
 from sfhzoo.comparison.populations import draw_population
+from sfhzoo.comparison.posteriors import Fits
 from sfhzoo.errors import DataError, Incompatible, SamplingError, UsageError
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.posterior import Parameter
@@ -22,7 +23,7 @@ from sfhzoo.priors.prior import Prior
 from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.priors.training import calc_principal_components
 from sfhzoo.spectra.spectrum import Spectrum
-from sfhzoo.zoo.artifacts import save_prior
+from sfhzoo.zoo.artifacts import DEFAULT_GRID, DEFAULT_PRIOR, save_prior
 
 pytest.importorskip("sklearn")
 DRAWS = ("--draws", "400")
@@ -46,7 +47,9 @@ def make_prior(name, older=False, cosmology="Planck15"):
     x = torch.from_numpy(scaling.to_x(sfr, logzsol)).float()
     basis, eigenvalues = calc_principal_components(x)
     schedule = NoiseSchedule()
-    network = SpectralMLP((2, 64), 8, 1, schedule, basis, eigenvalues).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = SpectralMLP((2, 64), 8, 1, schedule, basis, eigenvalues).eval()
     config = {
         "name": name, "kind": "prior", "architecture": "spectral-mlp",
         "hyperparameters": {"width": 8, "blocks": 1}, "sde": schedule.to_dict(),
@@ -288,3 +291,38 @@ def test_a_spectrum_without_redshift_is_refused_before_the_draws(priors, spectru
 def test_a_mass_prior_that_is_none_cannot_be_common(priors):
     with pytest.raises(UsageError, match="all priors can share"):
         run.compare(priors, mass_prior="as-trained")
+
+
+# ---- several spectra, and how they are fitted ---------------------------------------------------
+
+
+def test_a_spectrum_that_cannot_be_fitted_does_not_cost_the_others(priors, monkeypatch, tmp_path):
+    good = Spectrum.read(DATA / "spec-NGC3522.fits")
+    bad = replace(good, name="bad")
+    calls = []
+
+    def fit(spectrum, members, *rest, **options):
+        calls.append(options)
+        if spectrum.name == "bad":
+            raise SamplingError("the samples did not reach the data")
+        return Fits(spectrum, {}, {}, 1.0, {})
+
+    monkeypatch.setattr(run, "fit_spectrum", fit)
+    monkeypatch.setattr(Fits, "as_dict", lambda self: {"bayes_factors": []})
+    said = []
+    found = run.compare(priors, [bad, good], draws=400, say=said.append, a_v=0.2)
+    assert found.result["failed"] == [
+        {"object": "bad", "error": "the samples did not reach the data"}
+    ]
+    assert [f.spectrum.name for f in found.fits] == [good.name]
+    assert "bad is left out" in said[-1] and found.result["options"]["a_v"] == 0.2
+    assert all(c["a_v"] == 0.2 for c in calls)
+    with pytest.raises(SamplingError, match="bad: the samples did not reach"):
+        run.compare(priors, [bad], draws=400)
+
+
+def test_a_network_of_another_prior_is_found_before_anything_is_drawn(priors, monkeypatch):
+    of_tng = DATA / f"{DEFAULT_PRIOR}--{DEFAULT_GRID}-posterior-v1"
+    monkeypatch.setattr(run, "draw_population", lambda *a: pytest.fail("drew"))
+    with pytest.raises(Incompatible, match="was trained on the histories"):
+        run.compare(priors, networks={priors[0]: of_tng})

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sfhzoo.cli.options import check_units, reading_options, seed_option
+from sfhzoo.cli.options import check_units, fit_options, reading_options, seed_option
 from sfhzoo.zoo.artifacts import DEFAULT_GRID
 
 
@@ -72,6 +72,7 @@ class NetworkOfPrior(click.ParamType):
     help="Common mass prior of the second Bayes factors: flat, flat:LOW,HIGH, schechter or "
     "normal:MEAN,SIGMA.",
 )
+@fit_options
 @reading_options
 @seed_option
 @click.option(
@@ -90,6 +91,8 @@ def compare_command(
     redshift: tuple[float, ...],
     networks: tuple[tuple[str, Path], ...],
     no_evidence: bool,
+    av: Any,
+    ebv: float | None,
     air: bool,
     lsf: str | None,
     flux_unit: str | None,
@@ -104,7 +107,8 @@ def compare_command(
     PRIOR is a name (diffstarpop-tng-v1) or a directory. Without --spectrum: histories, ages,
     main sequence, quenched fraction and metallicity by mass, and distances between the priors.
     With it: posteriors side by side, Bayes factors as trained and with a common mass prior, and
-    a line where no prior explains the spectrum. Writes comparison.json, comparison.md and figures
+    a line where no prior explains the spectrum; one that cannot be fitted is left out and told.
+    Writes comparison.json, comparison.md and figures
     into the output directory, whole or not at all.
     """
     if len(priors) < 2:
@@ -126,12 +130,12 @@ def compare_command(
     target = check_output(out, overwrite, LAYOUT)
     redshifts = redshift or (None,) * len(files)
     spectra = [
-        Spectrum.read(file, redshift=z, air=air, lsf=lsf, flux_unit=flux_unit)
+        Spectrum.read(file, redshift=z, air=air, lsf=lsf, flux_unit=flux_unit, ebv=ebv)
         for file, z in zip(files, redshifts)
     ]
     say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
     comparison = compare(
-        priors, spectra, networks=dict(networks), evidence=not no_evidence, say=say,
+        priors, spectra, networks=dict(networks), evidence=not no_evidence, say=say, a_v=av,
         progress=sys.stderr.isatty() and not quiet, **options,
     )  # fmt: skip
     comparison.write(target, overwrite=overwrite)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,43 +11,10 @@ from typing import Any
 
 import click
 
-from sfhzoo.cli.options import check_units, reading_options, seed_option
+from sfhzoo.cli.options import check_units, fit_options, reading_options, seed_option
 from sfhzoo.zoo.artifacts import BUNDLED, DEFAULT_GRID, DEFAULT_PRIOR
 
 EXAMPLE = BUNDLED / "spec-NGC3522.fits"
-
-
-class FreeOrValue(click.ParamType):
-    """The word "free", or a number within a range."""
-
-    name = "free|VALUE"
-
-    def __init__(self, lowest: float, highest: float) -> None:
-        self.lowest, self.highest = lowest, highest
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "free":
-            return value
-        try:
-            number = float(value)
-        except ValueError:
-            self.fail(f"expected 'free' or a number, got {value!r}", param, ctx)
-        if not self.lowest <= number <= self.highest:
-            self.fail(f"expected {self.lowest:g} to {self.highest:g}, got {value}", param, ctx)
-        return number
-
-
-class CalibrationOrder(click.ParamType):
-    """The word "auto", or an order from 0 (none) to 30."""
-
-    name = "auto|N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "auto" or isinstance(value, int):
-            return value
-        if not str(value).isdecimal() or int(value) > 30:
-            self.fail(f"expected 'auto' or 0 to 30, got {value!r}", param, ctx)
-        return int(value)
 
 
 class MassPriorText(click.ParamType):
@@ -88,23 +54,6 @@ class NuisancePrior(click.ParamType):
         except UsageError as e:
             self.fail(str(e), param, ctx)
         return name, density
-
-
-class WaveRange(click.ParamType):
-    """A:B with A < B, observed Å."""
-
-    name = "A:B"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
-        try:
-            low, high = (float(part) for part in value.split(":"))
-        except ValueError:
-            self.fail(f"expected A:B in Å, for example 5570:5590, got {value!r}", param, ctx)
-        if not (0 <= low < high and math.isfinite(high)):
-            self.fail(f"expected A < B, got {value!r}", param, ctx)
-        return low, high
 
 
 def default_output(data: Path) -> Path:
@@ -199,64 +148,14 @@ def _status(text: str, shown: bool) -> Iterator[None]:
     "flat:LOW,HIGH or normal:MEAN,SIGMA, e.g. a_v=normal:0.3,0.1; may be repeated.",
 )
 @click.option(
-    "--av",
-    type=FreeOrValue(0, 4),
-    default="free",
-    show_default=True,
-    help="V-band attenuation, mag.",
-)
-@click.option(
-    "--sigma-v",
-    type=FreeOrValue(1, 500),
-    default="free",
-    show_default=True,
-    help="Stellar velocity dispersion, km/s.",
-)
-@click.option(
-    "--calibration-order",
-    type=CalibrationOrder(),
-    default="auto",
-    show_default=True,
-    help="Order of the multiplicative calibration polynomial; auto: one per 700 Å, at most 8.",
-)
-@click.option(
-    "--calibration-rms",
-    type=click.FloatRange(0, 0.2, min_open=True),
-    default=0.02,
-    show_default=True,
-    help="Prior of each of its coefficients.",
-)
-@click.option(
-    "--redshift-offset",
-    type=click.Choice(["free", "fixed"]),
-    default="free",
-    show_default=True,
-    help="Fit a velocity offset (100 km/s) from the redshift.",
-)
-@click.option(
     "--jitter",
     type=click.Choice(["free", "fixed"]),
     default="free",
     show_default=True,
     help="Fit a factor on the errors of SPECTRUM.",
 )
-@click.option("--ebv", type=click.FloatRange(0, 5), help="Galactic E(B-V) to remove first, mag.")
+@fit_options
 @reading_options
-@click.option(
-    "--mask",
-    "exclude",
-    type=WaveRange(),
-    multiple=True,
-    help="Observed range to leave out, Å; may be repeated.",
-)
-@click.option(
-    "--lines",
-    type=click.Choice(["mask", "keep"]),
-    default="mask",
-    show_default=True,
-    help="Emission lines.",
-)
-@click.option("--wave-range", type=WaveRange(), help="Observed range to use, Å.")
 @seed_option
 @click.option(
     "--device",
@@ -306,8 +205,6 @@ def infer_command(
         raise click.BadParameter(
             f"expected above 0 and below 20, got {redshift}", param_hint="--redshift"
         )
-    if ebv is not None and not math.isfinite(ebv):
-        raise click.BadParameter(f"expected 0 to 5, got {ebv}", param_hint="--ebv")
     check_units(lsf, flux_unit)
     target = check_output(out or default_output(data), overwrite)
     observed = None

@@ -115,6 +115,7 @@ def fit_spectrum(
     seed: int = 0,
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    **options: Any,
 ) -> Fits:
     """Fit a spectrum, with a redshift, under every prior.
 
@@ -124,6 +125,7 @@ def fit_spectrum(
     evidence : estimate that too
     mass_prior : the common one, a name of `sfhzoo.massprior`
     say : gets a line before each step
+    options : fields of `Options` but `jitter`
 
     Raises DataError where the spectrum cannot be fitted, SamplingError where a posterior fails. An
     evidence that fails, or whose mass prior excludes the galaxy, becomes a warning.
@@ -133,7 +135,7 @@ def fit_spectrum(
         say(f"{spectrum.name}: posterior under {m.label}")
         posteriors[m.label] = infer(
             spectrum, m.prior, grid, samples=samples, network=m.network, seed=seed,
-            progress=progress,
+            progress=progress, **options,
         )  # fmt: skip
     explanations = {k: explain(p, populations[k].histories) for k, p in posteriors.items()}
     scale = choose_error_scale(explanations)
@@ -144,7 +146,7 @@ def fit_spectrum(
         try:
             evidences[m.label] = estimate_evidence(
                 spectrum, m.prior, grid, network=m.network, error_scale=scale,
-                mass_prior=mass_prior, seed=seed, progress=progress,
+                mass_prior=mass_prior, seed=seed, progress=progress, **options,
             )  # fmt: skip
         except (SamplingError, UsageError) as e:
             warnings.append(f"{spectrum.name}: no evidence of {m.label}: {e}")

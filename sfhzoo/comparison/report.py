@@ -13,12 +13,19 @@ MAX_LISTED = 6
 
 def format_report(result: Mapping[str, Any]) -> str:
     """All of it: comparison.md."""
-    return "\n\n".join([*_head(result), *_populations(result), *_spectra(result)]) + "\n"
+    parts = [*_head(result), *_populations(result), *_spectra(result), *_failed(result)]
+    return "\n\n".join(parts) + "\n"
 
 
 def format_short(result: Mapping[str, Any]) -> str:
     """For the terminal: distances and spectra."""
-    return "\n\n".join([*_head(result), *_spectra(result)])
+    return "\n\n".join([*_head(result), *_spectra(result), *_failed(result)])
+
+
+def _failed(result: Mapping[str, Any]) -> list[str]:
+    failed = result.get("failed", ())
+    lines = "\n".join(f"- {f['object']}: {f['error']}" for f in failed)
+    return ["## Left out", lines] if failed else []
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

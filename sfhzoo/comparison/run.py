@@ -27,9 +27,10 @@ from sfhzoo.comparison.populations import Population, calc_table, draw_populatio
 from sfhzoo.comparison.posteriors import Fits, Member, fit_spectrum, sum_bayes_factors
 from sfhzoo.comparison.report import format_report
 from sfhzoo.engines import find_matching_network
-from sfhzoo.errors import DataError, Incompatible, UsageError
+from sfhzoo.errors import DataError, Incompatible, SamplingError, UsageError
 from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.inference import list_versions
+from sfhzoo.likelihood.options import Options
 from sfhzoo.massprior import parse_mass_prior
 from sfhzoo.output import Layout, check_output, written_whole
 from sfhzoo.posterior import to_plain
@@ -68,7 +69,8 @@ class Comparison:
         """A line for each thing to know of the spectra; those that nothing explains come first."""
         flags = [fit.flag for fit in self.fits if fit.flag]
         told = [w for fit in self.fits for w in fit.warnings]
-        return [*flags, *told, *(w for fit in self.fits for w in _list_warnings(fit))]
+        failed = [f"{f['object']} is left out: {f['error']}" for f in self.result["failed"]]
+        return [*failed, *flags, *told, *(w for fit in self.fits for w in _list_warnings(fit))]
 
     def write(self, directory: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write all files and return the directory; OutputError where it must not be replaced."""
@@ -112,6 +114,7 @@ def compare(
     seed: int = 0,
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    **options: Any,
 ) -> Comparison:
     """Compare at least two priors, by names or paths; with spectra, their posteriors too.
 
@@ -124,11 +127,13 @@ def compare(
     evidence : estimate the evidence of each prior for each spectrum
     mass_prior : the common mass prior of the second set of evidences
     say : gets a line before each step
+    options : of the fits, fields of `Options` but `jitter`, the same under every prior
 
     Raises UsageError for fewer than two priors or the same one twice, ArtifactError where one is
-    missing, Incompatible where their bins of time differ, DataError for a spectrum that cannot be
-    fitted, SamplingError.
+    missing, Incompatible where their bins of time differ, DataError or SamplingError where no
+    spectrum can be fitted; of several, those that cannot are in the result's "failed".
     """
+    chosen = Options(**options)
     if parse_mass_prior(mass_prior) is None:
         raise UsageError(
             f"expected a mass prior that all priors can share (flat, schechter, ...), got "
@@ -145,13 +150,19 @@ def compare(
         populations[m.label] = draw_population(m.prior, m.label, draws, seed, progress)
     say("distances")
     distances = calc_distances(list(populations.values()), seed, progress)
-    fits = []
-    for spectrum in spectra:
+    fits, failed = [], []
+    for i, spectrum in enumerate(spectra):
         assert loaded_grid is not None
-        fits.append(fit_spectrum(
-            spectrum, members, populations, loaded_grid, samples=samples, evidence=evidence,
-            mass_prior=mass_prior, seed=seed, progress=progress, say=say,
-        ))  # fmt: skip
+        try:
+            fits.append(fit_spectrum(
+                spectrum, members, populations, loaded_grid, samples=samples, evidence=evidence,
+                mass_prior=mass_prior, seed=seed, progress=progress, say=say, **options,
+            ))  # fmt: skip
+        except (DataError, SamplingError) as e:
+            if i == len(spectra) - 1 and not fits:
+                raise type(e)(f"{spectrum.name}: {e}") from e
+            failed.append({"object": spectrum.name, "error": str(e)})
+            say(f"{spectrum.name} is left out: {e}")
     found = [fit.as_dict() for fit in fits]
     names = name_figures(fits)
     result = {
@@ -162,6 +173,8 @@ def compare(
         "distances": distances,
         "populations": {label: calc_table(p) for label, p in populations.items()},
         "spectra": [{**s, "figure": name} for s, name in zip(found, names)],
+        "failed": failed,
+        "options": vars(chosen),
         "bayes_factors": sum_bayes_factors(found, [m.label for m in members]),
     }
     return Comparison(tuple(populations.values()), tuple(fits), to_plain(result))
@@ -182,9 +195,15 @@ def load_members(priors: Sequence[str | Path], networks: Mapping[str, Path]) -> 
     _check_bins(loaded)
     names = [p.name for p in loaded]
     labels = names if len(set(names)) == len(names) else [str(p) for p in priors]
-    for path in networks.values():
-        # a damaged one is found before an hour of work
-        load_posterior_network(path)
+    for given, prior in zip(priors, loaded):
+        # a damaged or foreign one is found before an hour of work
+        path = networks.get(str(given))
+        of = load_posterior_network(path).config["training_set"]["sha256"] if path else None
+        if of is not None and of != prior.training_set:
+            raise Incompatible(
+                f"{path} was trained on the histories {of[:12]}…, the prior {prior.name} on "
+                f"{prior.training_set[:12]}…"
+            )
     return [
         Member(label, prior, networks.get(str(given)))
         for label, prior, given in zip(labels, loaded, priors)
