@@ -102,7 +102,7 @@ def infer(
         raise UsageError("the sampler cla does not sample nuisance parameters: they take no prior")
     if sampler == "cla":
         chosen = _without_calibration(chosen)
-    device = _resolve_device(device)
+    device = resolve_device(device)
     loaded_prior = prior if isinstance(prior, Prior) else load_prior(prior)
     loaded_grid = grid if isinstance(grid, SSPGrid) else load_grid(grid)
     bands = read_photometry(photometry) if isinstance(photometry, str | Path) else photometry
@@ -169,7 +169,8 @@ def _without_calibration(options: Options) -> Options:
     return replace(options, calibration_order=0)
 
 
-def _resolve_device(device: str) -> str:
+def resolve_device(device: str) -> str:
+    """ "cpu" or "cuda" for "auto"; UsageError for a device that cannot be used here."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

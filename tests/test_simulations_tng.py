@@ -585,7 +585,7 @@ def test_files_of_the_first_illustris_have_other_names_and_no_flag(known, tmp_pa
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
 def test_the_recipes_of_particle_data_can_be_followed(path):
-    from sfhzoo.priors.training import TrainingOptions
+    from sfhzoo.priors.recipe import TrainingOptions
 
     table = trainingset.read_recipe(path)
     assert table["name"] == path.stem

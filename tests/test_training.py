@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 
 from sfhzoo.errors import ArtifactError, DataError, Incompatible, SamplingError
 from sfhzoo.priors import training
-from sfhzoo.priors.training import TrainingOptions, calc_principal_components, learning_rate_at
+from sfhzoo.priors.network import build_network
+from sfhzoo.priors.recipe import TrainingOptions
+from sfhzoo.priors.schedule import NoiseSchedule
+from sfhzoo.priors.training import calc_principal_components, learning_rate_at
 from sfhzoo.simulations import trainingset
 from sfhzoo.zoo.artifacts import load_prior, verify
 
@@ -294,3 +297,31 @@ def test_a_prior_of_another_shape_is_no_beginning(workspace):
     )
     with pytest.raises(Incompatible, match="cannot start from tiny-v1"):
         training.train(recipe, workspace / "wide")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch": 0}, "batch is 0, expected 1"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"ema_decay": 2.0}, "ema_decay is 2.0"),
+        ({"schedule": {"sigma_min": 30.0}}, "0 < sigma_min < sigma_max"),
+        ({"schedule": {"sigma": 1.0}}, "unexpected keyword argument 'sigma'"),
+        ({"parametrisation": "cubic"}, "parametrisation log or linear: 'cubic'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained_is_refused_before_anything_is_read(changes, says):
+    recipe = {"name": "toy-v1", "training": {"training_set": "nowhere.zarr", **changes}}
+    with pytest.raises(DataError, match=says):
+        TrainingOptions.from_recipe(recipe, "toy.toml")
+
+
+@pytest.mark.parametrize("name", ["TNG 50", "../a-v1", "tng50", None])
+def test_a_prior_is_not_trained_under_a_name_that_the_zoo_would_not_take(name):
+    with pytest.raises(DataError, match="expected a name of the form"):
+        TrainingOptions.from_recipe({"name": name, "training": {"training_set": "a"}}, "toy.toml")
+
+
+def test_a_misspelt_size_of_the_network_is_refused():
+    with pytest.raises(Incompatible, match=r"unknown \['nff'\]"):
+        build_network("ncsnpp", {"nff": 8}, NoiseSchedule())

@@ -30,19 +30,22 @@ def _set_threads(threads: int | None) -> None:
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all].")
 @click.option("--steps", type=click.IntRange(1), help="Override the recipe's number of steps.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train_command(
     recipe: Path, out: Path, resume: bool, threads: int | None,
-    steps: int | None, quiet: bool,
+    steps: int | None, device: str, quiet: bool,
 ) -> None:  # fmt: skip
     """Train the prior of RECIPE (TOML) by denoising score matching.
 
     Safe to interrupt: run the same command again and it continues.
     """
+    from sfhzoo.inference import resolve_device
     from sfhzoo.priors.training import train
 
     _set_threads(threads)
-    written = train(recipe, out, resume=resume, progress=not quiet, steps=steps)
+    found = resolve_device(device)
+    written = train(recipe, out, resume, not quiet, steps, found)
     click.echo(str(written))
 
 

@@ -17,6 +17,7 @@ would spend the network on reproducing a linear map.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import math
 from typing import Any
@@ -151,6 +152,10 @@ def build_network(
         if architecture == "ncsnpp":
             from score_models import NCSNpp
 
+            # it would leave out in silence what it does not know
+            known = set(inspect.signature(NCSNpp.__init__).parameters)
+            if unknown := sorted(set(hyperparameters) - known):
+                raise TypeError(f"unknown {unknown}; known are {sorted(known - {'self'})}")
             with contextlib.redirect_stdout(io.StringIO()):
                 return NCSNpp(**{"channels": 2, "dimensions": 1, **hyperparameters})
     except TypeError as e:

@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,51 +27,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfhzoo.errors import DataError, Incompatible, SamplingError
-from sfhzoo.histories import LOGZSOL_FLOOR, HistoryScaling
+from sfhzoo.histories import HistoryScaling
+from sfhzoo.priors.curve import plot_loss
 from sfhzoo.priors.network import SpectralMLP, build_network, build_score_model
+from sfhzoo.priors.recipe import TrainingOptions
 from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.simulations import trainingset
 
 if TYPE_CHECKING:
     from sfhzoo.priors.prior import Prior
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """The `[training]` table of a recipe."""
-
-    training_set: str
-    start: str | None = None
-    """name or directory of a prior whose weights to begin with; None for random ones"""
-    steps: int = 40_000
-    batch: int = 512
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-6
-    warmup: int = 500
-    clip_norm: float = 1.0
-    ema_decay: float = 0.9995
-    seed: int = 0
-    parametrisation: str = "log"
-    logzsol_floor: float = LOGZSOL_FLOOR
-    logzsol_cap: float | None = None
-    cap_width: float = 0.08
-    checkpoint_every: int = 1000
-    architecture: str = "spectral-mlp"
-    network: dict[str, Any] = field(default_factory=dict)
-    schedule: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_recipe(cls, recipe: dict[str, Any], where: str) -> TrainingOptions:
-        """Checked against the known keys; DataError names the wrong one."""
-        table = recipe.get("training", {})
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(table) - known):
-            raise DataError(
-                f"{where}: [training] has unknown {unknown}; known are {sorted(known)}"
-            )
-        if "training_set" not in table:
-            raise DataError(f"{where}: [training] needs training_set, the path of a Zarr set")
-        return cls(**table)
 
 
 EIGENVALUE_FLOOR = 1e-6
@@ -139,7 +103,7 @@ class TrainingState:
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         meta = {"step": self.step, "cpu_seconds": self.cpu_seconds, **identity}
         partial = directory / f"checkpoint.safetensors.partial-{os.getpid()}"
-        tensors = {k: v.contiguous() for k, v in tensors.items()}
+        tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
         save_file(tensors, partial, metadata={"state": json.dumps(meta)})
         partial.replace(directory / "checkpoint.safetensors")
 
@@ -149,7 +113,7 @@ class TrainingState:
         tensors = load_file(path)
         part = lambda p: {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}  # noqa: E731
         self.network.load_state_dict(part("net."))
-        self.ema.shadow = part("ema.")
+        self.ema.shadow = {k: v.to(self.ema.shadow[k].device) for k, v in part("ema.").items()}
         state: dict[int, dict[str, Tensor]] = {}
         for i, (name, _) in enumerate(self.network.named_parameters()):
             found = {
@@ -185,6 +149,7 @@ def denoising_loss(
     score_model: Any, schedule: NoiseSchedule, x: Tensor, options: TrainingOptions
 ) -> Loss:
     """The loss of one random batch of x [galaxy, 2, bin]."""
+    device = next(score_model.model.parameters()).device
 
     def loss(state: TrainingState) -> Tensor:
         g = state.generator
@@ -192,7 +157,11 @@ def denoising_loss(
         sigma_t = schedule.draw(options.batch, g)
         noise = torch.randn(x0.shape, generator=g)
         x_t = x0 + sigma_t.view(-1, 1, 1) * noise
-        residual = score_model.model(schedule.time_of(sigma_t), x_t) + noise
+        # drawn on the CPU: the same numbers on every device
+        time, x_t, noise, sigma_t = (
+            v.to(device) for v in (schedule.time_of(sigma_t), x_t, noise, sigma_t)
+        )
+        residual = score_model.model(time, x_t) + noise
         if isinstance(state.network, SpectralMLP):
             residual = state.network.weigh_residual(residual, sigma_t)
         return residual.square().mean()
@@ -266,11 +235,13 @@ def train(
     resume: bool = True,
     progress: bool = False,
     steps: int | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Train the prior of a recipe and write it as an artifact directory; returns `out_dir`.
 
     `resume` continues from `out_dir`'s checkpoint. `steps` overrides the recipe's number, for
-    trials. Raises DataError for a wrong recipe, ArtifactError for a wrong training set.
+    trials. A checkpoint of one `device` may go on on another. Raises DataError for a wrong
+    recipe, ArtifactError for a wrong training set.
     """
     from sfhzoo.priors.prior import Prior
     from sfhzoo.zoo.artifacts import load_prior, save_prior
@@ -282,8 +253,8 @@ def train(
     x, scaling, data = load_training_x(options, Path(recipe_path).parent)
     schedule = NoiseSchedule(**options.schedule)
     start = None if options.start is None else load_prior(options.start)
-    network = _fresh_network(options, schedule, x, start)
-    score_model = build_score_model(network, schedule)
+    network = _fresh_network(options, schedule, x, start).to(device)
+    score_model = build_score_model(network, schedule, device)
     state = make_state(network, options)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.safetensors"
@@ -301,12 +272,13 @@ def train(
         "batch": options.batch,
         "cpu_seconds": round(state.cpu_seconds, 1),
         "threads": torch.get_num_threads(),
+        "device": device,
         "final_loss": state.losses[-1],
         "recipe": asdict(options),
         "start": {"name": start.name, "sha256": start.sha256} if start else None,
     }
     config = _config(recipe, options, schedule, scaling, data, metadata)
-    save_prior(Prior(network.eval(), config), out)
+    save_prior(Prior(network.cpu().eval(), config), out)
     plot_loss(state.losses, out / "training.png")
     return out
 
@@ -381,19 +353,3 @@ def _config(
         },
         "training": metadata,
     }
-
-
-def plot_loss(losses: list[float], path: Path, every: int = 100) -> None:
-    """The training curve: mean loss of each `every` steps, and its running median."""
-    from matplotlib.figure import Figure
-    from scipy.ndimage import median_filter
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    step = every * (1 + np.arange(len(losses)))
-    axes.plot(step, losses, color="0.75", lw=0.8, label=f"mean of {every} steps")
-    axes.plot(step, median_filter(losses, 21, mode="nearest"), color="C0", label="running median")
-    lo, hi = np.percentile(losses, [0, 98])
-    axes.set(xlabel="step", ylabel="denoising loss", ylim=(lo - 0.05 * (hi - lo), hi * 1.02))
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)

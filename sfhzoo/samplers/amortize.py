@@ -16,12 +16,12 @@ from sfhzoo.errors import Incompatible
 from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.histories import HistoryScaling
 from sfhzoo.likelihood.nuisance import N_NUISANCE
+from sfhzoo.priors.curve import plot_loss
 from sfhzoo.priors.training import (
     TrainingOptions,
     TrainingState,
     calc_principal_components,
     make_state,
-    plot_loss,
     read_progress,
     run_steps,
     set_variances,

@@ -32,6 +32,7 @@ from sfhzoo.errors import ArtifactError, DataError, Incompatible
 from sfhzoo.simulations import classical, cutouts, diffstarpop, startable, table, tng
 from sfhzoo.simulations.chunks import Setting
 from sfhzoo.timebins import TimeBins
+from sfhzoo.zoo.cards import is_name
 
 FORMAT_VERSION = 1
 ENGINES = {
@@ -136,8 +137,11 @@ def build(
         raise DataError(
             f"{recipe_path}: expected [simulation] engine to be one of {known}, got {engine!r}"
         )
-    if not isinstance(recipe.get("name"), str):
-        raise DataError(f"{recipe_path}: expected name, of the prior to be trained")
+    if not is_name(str(recipe.get("name"))):
+        raise DataError(
+            f"{recipe_path}: expected name, of the prior to be trained, as <name>-v<N>, got "
+            f"{recipe.get('name')!r}"
+        )
     if out_path.exists():
         raise FileExistsError(f"{out_path} exists; remove it or choose another --out")
     folder = out_path.with_name(out_path.name + ".chunks")
