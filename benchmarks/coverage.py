@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument(
         "--mocks", type=int, help="in the three S/N bands together; all by default"
     )
+    parser.add_argument("--bands-only", action="store_true", help="no other sets")
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -37,6 +38,7 @@ def main() -> None:
         run,
         args.work / args.sampler,
         n_mocks=args.mocks,
+        bands_only=args.bands_only,
         workers=args.workers,
         progress=True,
         say=print,
