@@ -170,7 +170,7 @@ def _without_calibration(options: Options) -> Options:
 
 
 def resolve_device(device: str) -> str:
-    """ "cpu" or "cuda" for "auto"; UsageError for a device that cannot be used here."""
+    """The device of a name, this machine's for "auto"; UsageError where it cannot be used."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
