@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +244,20 @@ def test_empty_mass_bins_are_blank_in_the_table(fake_set, tmp_path):
     rows = result["tables"]["star_formation"]
     assert [r["t50"] is None for r in rows] == [True, True, False, True, True]
     assert "| 8.75-9.25 | 0 |  |" in (tmp_path / "out" / "population.md").read_text()
+
+
+def test_a_damaged_training_set_is_an_artifact_error(fake_set, tmp_path):
+    import zarr
+
+    broken = tmp_path / "broken.zarr"
+    shutil.copytree(fake_set, broken)
+    group = zarr.open_group(broken, mode="r+")
+    group.attrs["n_test"] = "many"
+    with pytest.raises(ArtifactError, match="expected a training set"):
+        trainingset.load(broken)
+    group.attrs["n_test"] = 10**6
+    with pytest.raises(ArtifactError, match="test galaxies"):
+        trainingset.load(broken)
+    group.attrs.update(n_test=1, cosmology="Foo")
+    with pytest.raises(ArtifactError, match="Foo"):
+        trainingset.load(broken)

@@ -223,7 +223,7 @@ def load(path: str | Path) -> TrainingSet:
         data.pop("test", None)
         attributes["n_test"] = n_test = int(attributes["n_test"])
         TimeBins(attributes["cosmology"], sfr.shape[1])
-        if not 0 < n_test < len(sfr) or sfr.shape != logzsol.shape:
+        if not 0 <= n_test < len(sfr) or sfr.shape != logzsol.shape:
             raise ValueError(f"{n_test} test galaxies of {len(sfr)}")
     # zarr raises RuntimeError for a damaged chunk
     except (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError) as e:
