@@ -599,3 +599,9 @@ def test_the_recipes_of_particle_data_can_be_followed(path):
 def test_an_hdf5_file_is_opened_for_reading_only(known):
     with hdf5.open_hdf5(known[0] / GROUPS.format(0)) as f:
         assert f.mode == "r"
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_read(known, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="cannot write into .*file"):
+        build(tmp_path, known[0], out="file/toy.zarr")

@@ -22,13 +22,14 @@ import shutil
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfhzoo import __version__
-from sfhzoo.errors import ArtifactError, DataError, Incompatible
+from sfhzoo.errors import ArtifactError, DataError, Incompatible, UsageError
 from sfhzoo.simulations import classical, cutouts, diffstarpop, startable, table, tng
 from sfhzoo.simulations.chunks import Setting
 from sfhzoo.timebins import TimeBins
@@ -144,6 +145,7 @@ def build(
         )
     if out_path.exists():
         raise FileExistsError(f"{out_path} exists; remove it or choose another --out")
+    _check_writable(out_path.parent)
     folder = out_path.with_name(out_path.name + ".chunks")
     checks: dict[str, Any] = {}
     if engine in PARTICLES:
@@ -171,6 +173,15 @@ def build(
     _write(out_path, {**data, "test": np.arange(n) >= n - n_test}, attributes)
     shutil.rmtree(folder, ignore_errors=True)
     return out_path
+
+
+def _check_writable(folder: Path) -> None:
+    """UsageError before hours of reading, not after them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryDirectory(prefix=".sfhzoo", dir=folder).cleanup()
+    except OSError as e:
+        raise UsageError(f"cannot write into {folder} ({e.strerror}); choose another --out") from e
 
 
 def _cite(simulation: dict[str, Any]) -> str:
