@@ -603,5 +603,5 @@ def test_an_hdf5_file_is_opened_for_reading_only(known):
 
 def test_a_place_that_cannot_be_written_is_found_before_anything_is_read(known, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="cannot write into .*file"):
+    with pytest.raises(UsageError, match=r"cannot write into .*file"):
         build(tmp_path, known[0], out="file/toy.zarr")
