@@ -245,6 +245,8 @@ def compare_one(
     for q, name in enumerate(QUANTITIES):
         values = bank.quantities[q, keep]
         width = max(math.sqrt(np.cov(values, aweights=weight[keep])), 1e-12)
+        middle = np.average(values, weights=weight[keep])
+        row[f"{name}_shift"] = float(found[q].mean() - middle) / width
         row[name] = calc_weighted_ks(values, weight[keep], found[q])
         row[f"{name}_rank"] = float((weight[keep] * (values < mocks.truth[q, i])).sum())
         row[f"{name}_width"] = float(found[q].std()) / width
