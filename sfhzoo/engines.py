@@ -66,21 +66,26 @@ class Engine(NamedTuple):
         there is no fallback.
         """
         try:
-            draws: Draws = self.sampler.sample(problem, n, generator)
+            draws = self._sample(problem, n, generator)
         except (DataError, SamplingError) as e:
             if self.fallback is None:
                 raise
-            return self.fallback(str(e)).draw(problem, n, generator)
-        except torch.linalg.LinAlgError as e:
-            text = "the numbers went out of range; check the flux unit and the errors"
-            if self.fallback is None:
-                raise SamplingError(text) from e
-            return self.fallback(text).draw(problem, n, generator)
-        shift = draws.facts.get("shift_per_coordinate", 0.0)
-        if self.fallback is not None and shift > MAX_SHIFT:
+            reason = str(e)
+        else:
+            shift = draws.facts.get("shift_per_coordinate", 0.0)
+            if self.fallback is None or not shift > MAX_SHIFT:
+                return draws, self
             reason = f"the posterior network's draws were far from the data ({shift:.1f})"
-            return self.fallback(reason).draw(problem, n, generator)
-        return draws, self
+        return self.fallback(reason).draw(problem, n, generator)
+
+    def _sample(self, problem: Problem, n: int, generator: torch.Generator) -> Draws:
+        try:
+            draws: Draws = self.sampler.sample(problem, n, generator)
+        except torch.linalg.LinAlgError as e:
+            raise SamplingError(
+                "the numbers went out of range; check the flux unit and the errors"
+            ) from e
+        return draws
 
 
 def choose_engine(
@@ -193,15 +198,20 @@ def _find_network(
                 "`sfhzoo amortize` and give it with --network)"
             )
         found = _load_network(path)
-    expected, own = found.config["training_set"]["sha256"], prior.training_set
-    if expected != own:
-        raise Incompatible(
-            f"{found.name} was trained on the histories {expected[:12]}…, the prior "
-            f"{prior.name} on {own[:12]}…"
-        )
+    check_same_histories(found, prior)
     if found.config["grid"]["sha256"] != grid.sha256:
         raise Incompatible(f"{found.name} was trained with another file of {grid.name}")
     return found
+
+
+def check_same_histories(network: PosteriorNetwork, prior: Prior) -> None:
+    """Incompatible where a posterior network was trained on other histories than a prior."""
+    expected, own = network.config["training_set"]["sha256"], prior.training_set
+    if expected != own:
+        raise Incompatible(
+            f"{network.name} was trained on the histories {expected[:12]}…, the prior "
+            f"{prior.name} on {own[:12]}…"
+        )
 
 
 @lru_cache(maxsize=4)

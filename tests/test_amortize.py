@@ -30,7 +30,7 @@ def make_set(path, seed):
     sfr, logzsol = sfr.astype(np.float32), logzsol.astype(np.float32)
     attributes = {
         "name": path.stem, "recipe": json.dumps({"engine": "by hand"}), "cosmology": "Planck15",
-        "n_test": 50, "sha256": trainingset._content_hash([sfr, logzsol]),
+        "n_test": 50, "sha256": trainingset.content_hash([sfr, logzsol]),
     }  # fmt: skip
     halo = np.zeros(300, np.float32)
     trainingset._write(path, {"sfr": sfr, "logzsol": logzsol, "log_halo_mass": halo}, attributes)

@@ -196,7 +196,7 @@ def make_set(directory, n: int = 6000, n_test: int = 2000):
         "recipe": "{}",
         "cosmology": "Planck15",
         "n_test": n_test,
-        "sha256": trainingset._content_hash([sfr, logzsol]),
+        "sha256": trainingset.content_hash([sfr, logzsol]),
     }
     data = {"sfr": sfr, "logzsol": logzsol, "log_halo_mass": np.zeros(n, np.float32)}
     trainingset._write(directory / "set.zarr", data, attributes)

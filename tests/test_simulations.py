@@ -73,7 +73,7 @@ def fake_set(tmp_path):
         "recipe": json.dumps({"metallicity": {"surviving": 0.5}}),
         "cosmology": "Planck15",
         "n_test": 100,
-        "sha256": trainingset._content_hash([sfr, logzsol]),
+        "sha256": trainingset.content_hash([sfr, logzsol]),
     }
     path = tmp_path / "fake.zarr"
     data = {"sfr": sfr, "logzsol": logzsol, "log_halo_mass": mass}

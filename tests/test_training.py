@@ -37,7 +37,7 @@ def workspace(tmp_path):
         "recipe": json.dumps({"engine": "by hand"}),
         "cosmology": "Planck15",
         "n_test": N_TEST,
-        "sha256": trainingset._content_hash([sfr, logzsol]),
+        "sha256": trainingset.content_hash([sfr, logzsol]),
     }
     data = {"sfr": sfr, "logzsol": logzsol, "log_halo_mass": np.zeros(N_GALAXIES, np.float32)}
     trainingset._write(tmp_path / "tiny.zarr", data, attributes)
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_training_set_is_not_continued(workspace, monkey
     train_and_kill(recipe, workspace / "prior", 15, monkeypatch)
     data = trainingset.load(workspace / "tiny.zarr")
     sfr = 2 * data.sfr
-    changed = {**data.attributes, "sha256": trainingset._content_hash([sfr, data.logzsol])}
+    changed = {**data.attributes, "sha256": trainingset.content_hash([sfr, data.logzsol])}
     arrays = {"sfr": sfr, "logzsol": data.logzsol, **data.galaxy}
     (workspace / "tiny.zarr").rename(workspace / "old.zarr")
     trainingset._write(workspace / "tiny.zarr", arrays, changed)

@@ -345,7 +345,7 @@ def own_mocks(tmp_path, capsys):
     """(training set, its mocks) by the command; histories unlike those of the bundled mocks."""
     data, path = make_training_set(), tmp_path / "set.zarr"
     arrays = {"sfr": data.sfr, "logzsol": data.logzsol}
-    sha256 = trainingset._content_hash([data.sfr, data.logzsol])
+    sha256 = trainingset.content_hash([data.sfr, data.logzsol])
     trainingset._write(path, arrays, {**data.attributes, "sha256": sha256, "n_test": 900})
     out = tmp_path / "own.safetensors"
     assert cli_run(["simulation", "mocks", str(path), "--out", str(out)]) == 0

@@ -69,7 +69,7 @@ def workshop(tmp_path_factory):
     data = {"sfr": sfr, "logzsol": logzsol, "log_halo_mass": np.zeros(600, np.float32)}
     attributes = {
         "name": NAME, "recipe": json.dumps({"engine": "by hand"}), "cosmology": "Planck15",
-        "n_test": 200, "sha256": trainingset._content_hash([sfr, logzsol]),
+        "n_test": 200, "sha256": trainingset.content_hash([sfr, logzsol]),
     }  # fmt: skip
     trainingset._write(place / "histories.zarr", data, attributes)
     (place / "recipe.toml").write_text(RECIPE)

@@ -108,8 +108,8 @@ def compare_command(
     main sequence, quenched fraction and metallicity by mass, and distances between the priors.
     With it: posteriors side by side, Bayes factors as trained and with a common mass prior, and
     a line where no prior explains the spectrum; one that cannot be fitted is left out and told.
-    Writes comparison.json, comparison.md and figures
-    into the output directory, whole or not at all.
+    Writes comparison.json, comparison.md and figures into the output directory, whole or not at
+    all.
     """
     if len(priors) < 2:
         raise click.UsageError(f"expected at least two priors, got {len(priors)}")

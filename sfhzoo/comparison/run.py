@@ -26,7 +26,7 @@ from sfhzoo.comparison.distances import calc_distances
 from sfhzoo.comparison.populations import Population, calc_table, draw_population
 from sfhzoo.comparison.posteriors import Fits, Member, fit_spectrum, sum_bayes_factors
 from sfhzoo.comparison.report import format_report
-from sfhzoo.engines import find_matching_network
+from sfhzoo.engines import check_same_histories, find_matching_network
 from sfhzoo.errors import DataError, Incompatible, SamplingError, UsageError
 from sfhzoo.grids.ssp import SSPGrid
 from sfhzoo.inference import list_versions
@@ -197,13 +197,8 @@ def load_members(priors: Sequence[str | Path], networks: Mapping[str, Path]) -> 
     labels = names if len(set(names)) == len(names) else [str(p) for p in priors]
     for given, prior in zip(priors, loaded):
         # a damaged or foreign one is found before an hour of work
-        path = networks.get(str(given))
-        of = load_posterior_network(path).config["training_set"]["sha256"] if path else None
-        if of is not None and of != prior.training_set:
-            raise Incompatible(
-                f"{path} was trained on the histories {of[:12]}…, the prior {prior.name} on "
-                f"{prior.training_set[:12]}…"
-            )
+        if path := networks.get(str(given)):
+            check_same_histories(load_posterior_network(path), prior)
     return [
         Member(label, prior, networks.get(str(given)))
         for label, prior, given in zip(labels, loaded, priors)

@@ -84,12 +84,12 @@ def stamp(path: Path, n: int) -> list[Any]:
     return [str(path.resolve()), n, found.st_size, found.st_mtime_ns]
 
 
-def digest(*arrays: NDArray[Any]) -> str:
-    """sha256 of arrays, for an identity."""
-    h = hashlib.sha256()
+def content_hash(arrays: Sequence[NDArray[Any]]) -> str:
+    """sha256 of the content of arrays."""
+    digest = hashlib.sha256()
     for a in arrays:
-        h.update(str(a.dtype).encode() + np.ascontiguousarray(a).tobytes())
-    return h.hexdigest()
+        digest.update(np.ascontiguousarray(a).tobytes())
+    return digest.hexdigest()
 
 
 def work_and_save(work: Callable[[Any], Columns], job: Job, path: Path) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sfhzoo.errors import DataError
 from sfhzoo.simulations import hdf5, particles, tng
-from sfhzoo.simulations.chunks import Setting, digest, run_jobs, stamp
+from sfhzoo.simulations.chunks import Setting, content_hash, run_jobs, stamp
 from sfhzoo.simulations.galaxies import read_galaxies
 from sfhzoo.simulations.particles import Columns, ParticleOptions
 from sfhzoo.timebins import TimeBins
@@ -132,7 +132,7 @@ def collect(
     particles.check_n_test(options, len(ids), dropped)
     identity = {
         "cosmology": options.cosmology,
-        "galaxies": digest(ids),
+        "galaxies": content_hash([ids]),
         "files": [stamp(path, 0) for path in chosen],
     }
     sums, surviving = particles.StarSums(len(ids), bins.n), []

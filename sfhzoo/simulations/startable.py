@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from sfhzoo.errors import DataError
 from sfhzoo.simulations import hdf5, particles
-from sfhzoo.simulations.chunks import Setting, digest, run_jobs, stamp
+from sfhzoo.simulations.chunks import Setting, content_hash, run_jobs, stamp
 from sfhzoo.simulations.galaxies import read_galaxies
 from sfhzoo.simulations.particles import Columns, ParticleOptions, Stars
 from sfhzoo.timebins import TimeBins
@@ -298,7 +298,7 @@ def collect(
     units = (options.time_unit, options.mass_unit, options.metallicity_unit)
     identity = {
         "recipe": {**of_sums, "units": units, "component": options.metallicity_component},
-        "galaxies": digest(ids),
+        "galaxies": content_hash([ids]),
         "files": [stamp(p, n) for p, n in zip(paths, counts, strict=True)],
     }
     sums = particles.StarSums(len(ids), bins.n)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from sfhzoo.errors import DataError
 from sfhzoo.simulations import hdf5, particles
-from sfhzoo.simulations.chunks import Setting, digest, run_jobs, stamp
+from sfhzoo.simulations.chunks import Setting, content_hash, run_jobs, stamp
 from sfhzoo.simulations.particles import Columns, ParticleOptions, Stars
 from sfhzoo.timebins import TimeBins, resolve_cosmology
 
@@ -68,7 +68,6 @@ class TngOptions(ParticleOptions):
 class Catalogue(NamedTuple):
     """Subhalos [subhalo] and groups [group]; masses in Msun, `n_stars` counts wind too."""
 
-    hubble: float
     group: NDArray[np.int64]
     n_stars: NDArray[np.int64]
     mass_stars: NDArray[np.float32]
@@ -108,8 +107,8 @@ def _read_field(f: Any, name: str, n: int, width: int = 0) -> NDArray[Any]:
     return values
 
 
-def _read_catalogue_file(path: Path, options: TngOptions) -> tuple[Columns, int, float]:
-    """Columns of one file, with the number of files and the Hubble parameter of its header."""
+def _read_catalogue_file(path: Path, options: TngOptions) -> tuple[Columns, int]:
+    """Columns of one file, with the number of files of its header."""
     columns: Columns = {}
     with hdf5.open_hdf5(path) as f:
         header = lambda name: hdf5.read_number(f, "Header", name)  # noqa: E731
@@ -138,16 +137,16 @@ def _read_catalogue_file(path: Path, options: TngOptions) -> tuple[Columns, int,
             columns["group"] = group.astype(np.int64)
             if options.subhalo_flag:
                 columns["flag"] = _read_field(f, "Subhalo/SubhaloFlag", n_subhalos).astype(bool)
-        return columns, int(header("NumFiles")), hubble
+        return columns, int(header("NumFiles"))
 
 
 def read_catalogue(source: Path, options: TngOptions) -> Catalogue:
     """All groups and subhalos of the snapshot; DataError for a missing or contradictory file."""
     parts: list[Columns] = []
-    n_files, hubble = 1, 0.0
+    n_files = 1
     while len(parts) < n_files:
         path = find_file(source, "groups", options.snapshot, len(parts))
-        part, n_files, hubble = _read_catalogue_file(path, options)
+        part, n_files = _read_catalogue_file(path, options)
         parts.append(part)
     with hdf5.open_hdf5(find_file(source, "groups", options.snapshot, 0)) as f:
         totals = {
@@ -162,7 +161,7 @@ def read_catalogue(source: Path, options: TngOptions) -> Catalogue:
             what = "groups" if name == "group_stars" else "subhalos"
             raise DataError(f"{source}: {found} {what} in {n_files} files, expected {total}")
     columns: dict[str, Any] = {"flag": None, **joined}
-    return Catalogue(hubble=hubble, **columns)
+    return Catalogue(**columns)
 
 
 def calc_offsets(catalogue: Catalogue) -> NDArray[np.int64]:
@@ -378,7 +377,7 @@ def collect(
     # what the sums depend on: the rest of a recipe may change and they still hold
     identity = {
         "cosmology": options.cosmology,
-        "galaxies": digest(chosen, start, stop),
+        "galaxies": content_hash([chosen, start, stop]),
         "files": [stamp(path, n) for path, n in files],
     }
     sums = particles.StarSums(len(chosen), bins.n)

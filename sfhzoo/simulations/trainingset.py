@@ -15,7 +15,6 @@ content. The last `n_test` galaxies are the test split.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from sfhzoo import __version__
 from sfhzoo.errors import ArtifactError, DataError, Incompatible, UsageError
 from sfhzoo.simulations import classical, cutouts, diffstarpop, startable, table, tng
-from sfhzoo.simulations.chunks import Setting
+from sfhzoo.simulations.chunks import Setting, content_hash
 from sfhzoo.timebins import TimeBins
 from sfhzoo.zoo.cards import is_name
 
@@ -88,13 +87,6 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             return tomllib.load(f)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise DataError(f"expected a TOML recipe at {path}: {e}") from e
-
-
-def _content_hash(arrays: list[NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
-    for a in arrays:
-        digest.update(np.ascontiguousarray(a).tobytes())
-    return digest.hexdigest()
 
 
 def _collect(recipe: dict[str, Any], bins: TimeBins, progress: bool) -> dict[str, NDArray[Any]]:
@@ -163,7 +155,7 @@ def build(
         "cosmology": bins.cosmology,
         "edges_gyr": bins.edges.tolist(),
         "n_test": n_test,
-        "sha256": _content_hash([data["sfr"], data["logzsol"]]),
+        "sha256": content_hash([data["sfr"], data["logzsol"]]),
         "citation": _cite(simulation),
         "sampling": _find_sampling(engine),
         "checks": checks,
@@ -243,7 +235,7 @@ def load(path: str | Path) -> TrainingSet:
         raise Incompatible(
             f"{path}: format {version}, this sfhzoo reads up to {FORMAT_VERSION}; upgrade it"
         )
-    found = _content_hash([sfr, logzsol])
+    found = content_hash([sfr, logzsol])
     if attributes.get("sha256") != found:
         raise ArtifactError(
             f"{path}: sha256 expected {attributes.get('sha256')}, got {found}; build it again"
