@@ -76,7 +76,8 @@ def infer(
     sampler : "amortized" (a posterior network completed by the exact likelihood), "pnpdm" (split
         Gibbs with the prior's score), "mmps" (moment matching), "cla" (the convolved likelihood
         approximation), or "auto": the first where a network fits, else the second
-    network : posterior network for this prior and grid, or its directory; by default the bundled
+    network : posterior network for this prior and grid, or its directory; by default the newest
+        on this disk
     mass_prior : density of the log mass formed to put in the place of the prior's own
         (`massprior`): "as-trained", "flat", "flat:LOW,HIGH", "schechter", "normal:MEAN,SIGMA"
     nuisance_priors : densities of a_v (mag), sigma_v, velocity_offset (km/s) or error_scale to put

@@ -87,14 +87,14 @@ _FIT = (
         type=FreeOrValue(0, 4),
         default="free",
         show_default=True,
-        help="V-band attenuation, mag.",
+        help="V-band attenuation, mag, 0 to 4.",
     ),
     click.option(
         "--sigma-v",
         type=FreeOrValue(1, 500),
         default="free",
         show_default=True,
-        help="Stellar velocity dispersion, km/s.",
+        help="Stellar velocity dispersion, km/s, 1 to 500.",
     ),
     click.option(
         "--calibration-order",

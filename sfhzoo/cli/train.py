@@ -75,7 +75,7 @@ def train_command(
     "--start",
     metavar="NETWORK",
     help="Posterior network (name or directory) whose weights are the first guess; a third of the "
-    "steps at --learning-rate 3e-4 is then enough.",
+    "steps at --learning-rate 3e-4 was then enough.",
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def amortize_command(
