@@ -16,8 +16,8 @@ the number of parameters that the data fix, a smooth function. ln Z(beta_0) = ln
 The integral adds up what the sampler's draws have in chi² too much: those of the default sampler
 are slightly too wide, and ln Z comes out too low, by 0.1 of the integral over chi² above its
 lowest (`error_sampler` in the facts; benchmarks/evidence_direct.py). The draws of another prior
-are too wide in a like way, so it is not in `error`; how much of it cancels in a Bayes factor has not
-been measured.
+are too wide in a like way, so it is not in `error`; how much of it cancels in a Bayes factor has
+not been measured.
 
 Given x, chi² is quadratic in c and p(c) Gaussian: c is integrated out exactly in both parts, which
 halves the variance of chi². Its model is exact here, the polynomial times the model spectrum.

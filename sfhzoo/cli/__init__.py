@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Nothing heavy is imported before a command runs.
 
-Exit codes: 0 fine, 1 a check failed (or anything unforeseen), 2 wrong usage, 3 bad input data, 4 artifact missing or
-corrupt, 5 the sampler failed, 130 interrupted.
+Exit codes: 0 fine, 1 a check failed (or anything unforeseen), 2 wrong usage, 3 bad input data,
+4 artifact missing or corrupt, 5 the sampler failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ _COMMANDS = {
         "Priors side by side: galaxies, posteriors, Bayes factors.",
     ),
     "grid": ("sfhzoo.cli.grid", "grid_group", "Stellar populations: build, show, check, compare."),
-    "simulation": ("sfhzoo.cli.simulation", "simulation_group", "Training sets: build, check, mocks."),
+    "simulation": (
+        "sfhzoo.cli.simulation",
+        "simulation_group",
+        "Training sets: build, check, mocks.",
+    ),
     "prior": ("sfhzoo.cli.prior", "prior_group", "Priors: evaluate."),
     "doctor": ("sfhzoo.cli.doctor", "doctor_command", "Check this installation."),
 }

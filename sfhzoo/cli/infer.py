@@ -111,7 +111,7 @@ def _status(text: str, shown: bool) -> Iterator[None]:
     show_default=True,
     help="Name or path of a grid of stellar populations.",
 )
-@click.option("--redshift", type=float, help="Redshift, above 0 and below 20; wins over the one in the file.")
+@click.option("--redshift", type=float, help="Redshift (0 to 20); wins over the file's.")
 @click.option(
     "--samples",
     type=click.IntRange(2, 100_000),
@@ -129,7 +129,7 @@ def _status(text: str, shown: bool) -> Iterator[None]:
 @click.option(
     "--network",
     type=click.Path(path_type=Path),
-    help="Directory of a posterior network for this prior and grid [default: the newest on this disk].",
+    help="Posterior network of this prior and grid [default: the newest on this disk].",
 )
 @click.option(
     "--mass-prior",

@@ -38,7 +38,7 @@ def default_workers() -> int:
 @click.option(
     "--quick",
     is_flag=True,
-    help="60 mocks of 150 samples, with a posterior network in under five minutes; wider thresholds.",
+    help="60 mocks of 150 samples, under five minutes with a network; wider thresholds.",
 )
 @click.option(
     "--mocks",
