@@ -122,7 +122,9 @@ class MockFile:
 # ---- the file -----------------------------------------------------------------------------------
 
 
-def make(data: TrainingSet, path: Path, seed: int = 20261122) -> Path:
+def make(
+    data: TrainingSet, path: Path, seed: int = 20261122, mock_sets: tuple[MockSet, ...] = SETS
+) -> Path:
     """Draw all mocks from the test split of a training set and write the file; bit for bit.
 
     Raises DataError when the split has fewer galaxies than there are mocks.
@@ -130,19 +132,19 @@ def make(data: TrainingSet, path: Path, seed: int = 20261122) -> Path:
     from safetensors.numpy import save_file
 
     sfr, logzsol = data.histories("test")
-    sets = np.repeat(np.arange(len(SETS)), [s.n for s in SETS])
+    sets = np.repeat(np.arange(len(mock_sets)), [s.n for s in mock_sets])
     if len(sfr) < len(sets):
         raise DataError(
             f"expected at least {len(sets)} test galaxies, as no two mocks share one, got "
             f"{len(sfr)} in {data.attributes['name']}; build it again with a larger n_test"
         )
     row = np.random.default_rng(seed).permutation(len(sfr))[: len(sets)]
-    drawn = [_draw(SETS[k], seed, i) for i, k in enumerate(sets)]
+    drawn = [_draw(mock_sets[k], seed, i) for i, k in enumerate(sets)]
     arrays = {key: np.stack([np.asarray(d[key]) for d in drawn]) for key in drawn[0]}
     arrays |= {"sfr": sfr[row], "logzsol": logzsol[row], "set": sets, "row": row}
     attributes = {
         "training_set": {"name": data.attributes["name"], "sha256": data.sha256},
-        "sets": [s.name for s in SETS],
+        "sets": [s.name for s in mock_sets],
         "seed": seed,
         "calibration_rms": CALIBRATION_RMS,
         "error_scale_spread": ERROR_SCALE_SPREAD,
