@@ -148,7 +148,7 @@ def prepare(
         )
         first = likelihood.marginal(fission.first_transform / per_component)
         information = _calc_information(first, blunt.state)
-        closer = draw_together(blunt, population, information)
+        closer = draw_together(blunt, free, population, information)
         precision = calc_precision(closer.centred(), free, population + information)
         seen = likelihood.marginal(fission.transform / per_component)
         turn = _choose_directions(seen, closer.state)
@@ -227,15 +227,14 @@ def _polish(
     return polish(rest.second, anchor, target, rest.precision, rest.free, initial)
 
 
-def draw_together(blunt: Blunt, population: Tensor, information: Tensor) -> Blunt:
+def draw_together(blunt: Blunt, free: Tensor, population: Tensor, information: Tensor) -> Blunt:
     """The network's draws with less of its own error in their spread.
 
     They are spread about their view's mean by the posterior and by what the network gets wrong in
     that view, most of which is gone from the mean over all views. The network knows the population
     well and what a view tells less well, so of the variance W of a direction (1 in the population)
     a share `own_error` (1 - W⁴) is taken away. W follows from the precisions [n_state, n_state] of
-    the population and of the view; the sample's own has too much noise. Dust and kinematics keep
-    their spread: of them the network knows what a view tells (docs/validation.md).
+    the population and of the view; the sample's own has too much noise.
     """
     root = torch.linalg.cholesky(population)
     gained = torch.linalg.solve_triangular(root, information, upper=False)
@@ -247,8 +246,7 @@ def draw_together(blunt: Blunt, population: Tensor, information: Tensor) -> Blun
     mean = groups.mean(1, keepdim=True)
     white = (groups - mean) @ root @ axes
     nearer = torch.linalg.solve_triangular(root.T, ((white * kept) @ axes.T).mT, upper=True).mT
-    nearer[..., -N_NUISANCE:] = (groups - mean)[..., -N_NUISANCE:]
-    state = mean + nearer
+    state = torch.where(free, mean + nearer, groups)
     return blunt._replace(state=state.flatten(0, 1))
 
 
