@@ -1,6 +1,6 @@
 """Coverage of the posterior network alone: its draws given one view of each mock, no update.
 
-    python benchmarks/network_alone.py TRAINING_SET [--mocks 400] [--seed 7] [--bundled]
+    python benchmarks/network_alone.py TRAINING_SET [--mocks 300] [--seed 7] [--bundled]
 
 The network is shown all that it can resolve of a spectrum, with the factor on the errors as the
 sampler takes it. Its draws are then calibrated if it is: the exact likelihood has no part in them.
@@ -16,9 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from sfhzoo import engines
@@ -47,7 +45,7 @@ class NetworkAlone(AmortizedSampler):
         state = one._look(problem, view, scale, n, generator).state
         none = torch.zeros(n, problem.calibration_order, dtype=state.dtype)
         flux = torch.zeros(n, len(problem.flux), dtype=state.dtype)
-        factor: Tensor = torch.full((n,), scale, dtype=state.dtype)
+        factor = torch.full((n,), scale, dtype=state.dtype)
         return Draws(torch.cat([state, none], dim=1), flux, factor, one.network.nfe)
 
 
@@ -62,7 +60,7 @@ def format_band(name: str, rows: list[scorecard.Row]) -> list[str]:
         f"| quantity | {head} |", "|---" * (len(LEVELS) + 1) + "|",
     ]  # fmt: skip
     for quantity, q in found["quantities"].items():
-        shares = " | ".join(f"{v:.3f}" for v in np.atleast_1d(list(q["coverage"].values())))
+        shares = " | ".join(f"{v:.3f}" for v in q["coverage"].values())
         lines.append(f"| {scorecard.QUANTITIES[quantity][0]} | {shares} |")
     return lines
 
@@ -70,7 +68,7 @@ def format_band(name: str, rows: list[scorecard.Row]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("training_set", type=Path)
-    parser.add_argument("--mocks", type=int, default=400, help="per S/N band")
+    parser.add_argument("--mocks", type=int, default=300, help="per S/N band")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--bundled", action="store_true")
     args = parser.parse_args()

@@ -28,16 +28,18 @@ from sfhzoo.zoo.cards import metrics_of, with_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS, GRIDS, RELEASES = ROOT / "model_cards", ROOT / "grids", ROOT / "releases"
+CURVE = "training.png"
 BUFFERS = ("basis", "eigenvalues", "frequency")
 """Ends of the names of tensors that are not trained."""
 
 
-def write_if_other(path: Path, text: str, check: bool) -> bool:
-    """Whether `path` holds another text; it is written unless `check`."""
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
+def write_if_other(path: Path, content: str | bytes, check: bool) -> bool:
+    """Whether `path` holds another content; it is written unless `check`."""
+    wanted = content.encode() if isinstance(content, str) else content
+    if path.is_file() and path.read_bytes() == wanted:
         return False
     if not check:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(wanted)
     return True
 
 
@@ -63,8 +65,7 @@ def describe_training(directory: Path) -> str:
         "histories per CPU second.",
     ]
     text = "\n\n".join(textwrap.fill(part, 99, break_on_hyphens=False) for part in parts)
-    figure = "\n\n![Training curve](training.png)"
-    return text + (figure if (directory / "training.png").is_file() else "")
+    return text + _show_curve(directory)
 
 
 def describe_quality(directory: Path) -> str:
@@ -98,9 +99,11 @@ def describe_network_training(directory: Path) -> str:
     )
     if start is not None:
         text += f" Started from the weights of {_describe_start(start, config['name'])}."
-    figure = "\n\n![Training curve](training.png)"
-    wrapped = textwrap.fill(text, 99, break_on_hyphens=False)
-    return wrapped + (figure if (directory / "training.png").is_file() else "")
+    return textwrap.fill(text, 99, break_on_hyphens=False) + _show_curve(directory)
+
+
+def _show_curve(directory: Path) -> str:
+    return f"\n\n![Training curve]({CURVE})" if (directory / CURVE).is_file() else ""
 
 
 def _describe_start(start: dict[str, Any], name: str) -> str:
@@ -172,6 +175,9 @@ def update(check: bool) -> Iterator[Path]:
             text = _written(card.read_text(encoding="utf-8"), directory)
             if write_if_other(card, text, check):
                 yield card
+            curve, beside = directory / CURVE, card.with_name(CURVE)
+            if curve.is_file() and write_if_other(beside, curve.read_bytes(), check):
+                yield beside
             if write_if_other(directory / "README.md", text, check):
                 yield directory / "README.md"
                 if not check:
