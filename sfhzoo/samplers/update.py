@@ -31,6 +31,8 @@ MAX_GAIN = 100.0
 """Of chi², some thousands, in the last step that gained: beyond it a draw is still on its way."""
 MIN_SPREAD = 0.01
 """rms, in units of the noise, of the draws' spectra along a direction that is kept."""
+NUISANCE_SHARE = 0.5
+"""Of a network's own error, that in dust and kinematics: the data tell them more directly."""
 
 
 class Blunt(NamedTuple):
@@ -233,19 +235,26 @@ def draw_together(blunt: Blunt, free: Tensor, population: Tensor, information: T
     They are spread about their view's mean by the posterior and by what the network gets wrong in
     that view, most of which is gone from the mean over all views. The network knows the population
     well and what a view tells less well, so of the variance W of a direction (1 in the population)
-    a share `own_error` (1 - W⁴) is taken away. W follows from the precisions [n_state, n_state] of
-    the population and of the view; the sample's own has too much noise.
+    a share `own_error` (1 - W⁴) is taken away, less of the nuisance values'. W follows from the
+    precisions [n_state, n_state] of the population and of the view; the sample's own has too much
+    noise.
     """
     root = torch.linalg.cholesky(population)
     gained = torch.linalg.solve_triangular(root, information, upper=False)
     gained = torch.linalg.solve_triangular(root, gained.T, upper=False)
     values, axes = torch.linalg.eigh(0.5 * (gained + gained.T))
     variance = 1 / (1 + values.clamp(min=0))
-    kept = (1 - blunt.own_error * (1 - variance**4)).sqrt()
     groups = blunt.state.view(-1, blunt.size, blunt.state.shape[1])
     mean = groups.mean(1, keepdim=True)
     white = (groups - mean) @ root @ axes
-    nearer = torch.linalg.solve_triangular(root.T, ((white * kept) @ axes.T).mT, upper=True).mT
+
+    def shrink(share: float) -> Tensor:
+        kept = white * (1 - share * (1 - variance**4)).sqrt()
+        return torch.linalg.solve_triangular(root.T, (kept @ axes.T).mT, upper=True).mT
+
+    nearer = shrink(blunt.own_error)
+    nuisance = shrink(NUISANCE_SHARE * blunt.own_error)[..., -N_NUISANCE:]
+    nearer = torch.cat([nearer[..., :-N_NUISANCE], nuisance], -1)
     state = torch.where(free, mean + nearer, groups)
     return blunt._replace(state=state.flatten(0, 1))
 
