@@ -29,7 +29,7 @@ from sfhzoo.zoo.cards import metrics_of, with_metrics
 ROOT = Path(__file__).resolve().parents[1]
 CARDS, GRIDS, RELEASES = ROOT / "model_cards", ROOT / "grids", ROOT / "releases"
 CURVE = "training.png"
-BUFFERS = ("basis", "eigenvalues", "frequency")
+BUFFERS = ("basis", "eigenvalues", "covariance", "frequency")
 """Ends of the names of tensors that are not trained."""
 
 
@@ -49,10 +49,11 @@ def describe_training(directory: Path) -> str:
     sde, scaling, made = config["sde"], config["scaling"], config["training"]
     shapes = bounds.check_safetensors(directory / artifacts.WEIGHTS)
     n = sum(math.prod(s) for name, s in shapes.items() if not name.endswith(BUFFERS))
-    network = ", ".join(f"{k} {v}" for k, v in config["hyperparameters"].items())
+    sizes = ((k, v) for k, v in config["hyperparameters"].items() if k != "borrowed_basis")
+    network = ", ".join(f"{k} {v}" for k, v in sizes)
     bend = "" if scaling["logzsol_cap"] is None else " with the bend under the ceiling undone"
     first = "SFR" if scaling["kind"] == "linear" else f"log10(SFR + {scaling['sfr_floor']:g})"
-    start = made["recipe"].get("start")
+    start = made["start"]["name"] if made.get("start") else made["recipe"].get("start")
     rate, minutes = made["steps"] / made["cpu_seconds"], made["cpu_seconds"] / 60
     parts = [
         f"Network `{config['architecture']}` ({network}; {n / 1e6:.2f} million parameters) in "

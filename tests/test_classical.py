@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import stats
 
 from sfhzoo.diagnostics.quality import evaluate
 from sfhzoo.errors import DataError
@@ -21,11 +21,11 @@ BINS = TimeBins()
 TODAY = BINS.age_today
 COMMON = {
     "n": 1000, "n_test": 200, "seed": 7, "chunk": 4000, "log_mass_formed": [8.0, 12.5],
-    "logzsol": [-2.0, 0.4], "logzsol_rms": 0.05, "logzsol_timescale": 1.5,
+    "intervals": 7, "logzsol": [-2.0, 0.4], "logzsol_rms": 0.05, "logzsol_timescale": 1.5,
 }  # fmt: skip
 OWN = {
-    "continuity": {"intervals": 7, "nu": 2, "scale": 0.3},
-    "delayed-tau": {"age": [0.1, 15.0], "tau": [0.3, 10.0]},
+    "continuity": {"nu": 2, "scale": 0.3},
+    "dirichlet": {"concentration": 1.0},
 }
 ENGINES = pytest.mark.parametrize("engine", list(OWN))
 
@@ -68,7 +68,7 @@ def test_metallicities_are_constant_but_for_the_scatter_asked_for(engine):
 def test_the_numbers_depend_on_seed_and_chunk_only(engine):
     one, again, other = (draw(engine, 2, seed=s) for s in (7, 7, 8))
     assert all(np.array_equal(one[k], again[k]) for k in one)
-    assert np.mean(one["sfr"] == other["sfr"]) < 0.6  # zeros before the first star are equal
+    assert np.mean(one["sfr"] == other["sfr"]) < 0.01
     assert not np.array_equal(one["sfr"][:4000], one["sfr"][4000:])
     assert np.array_equal(one["sfr"][:4000], draw(engine, 1)["sfr"])
 
@@ -83,11 +83,15 @@ def test_missing_and_unknown_keys_are_named(engine):
 
 @pytest.mark.parametrize("given", [3.0, [10.0, 0.3], [0.3], [0.3, "ten"]])
 def test_a_range_that_is_none_is_named(given):
-    with pytest.raises(DataError, match=r"tau: expected two numbers \[low, high\], got"):
-        draw("delayed-tau", tau=given)
+    with pytest.raises(DataError, match=r"logzsol: expected two numbers \[low, high\], got"):
+        draw("dirichlet", logzsol=given)
 
 
-# ---- continuity ---------------------------------------------------------------------------------
+# ---- intervals ----------------------------------------------------------------------------------
+
+EDGES = classical.calc_lookback_edges(TODAY, 7)
+# bins that lie wholly in the four oldest intervals
+INSIDE = [int((TODAY - lookback) / BINS.width) for lookback in (0.7, 2.0, 6.0, 12.5)]
 
 
 def test_the_intervals_are_those_of_the_paper():
@@ -98,12 +102,24 @@ def test_the_intervals_are_those_of_the_paper():
         classical.calc_lookback_edges(TODAY, 3)
 
 
+def test_a_jump_inside_a_bin_keeps_the_mass_of_both_sides():
+    rate = np.array([[10.0, 10.0, 10.0, 1.0, 1.0, 1.0, 1.0]])  # ten times more since EDGES[3]
+    sfr = classical.calc_steps(rate, np.array([10.0]), EDGES, BINS)[0]
+    low = 1e10 / (TODAY + 9 * EDGES[3]) / 1e9
+    assert sfr[0] == pytest.approx(low) and sfr[-1] == pytest.approx(10 * low)
+    # the edge at 0.329 Gyr of lookback lies in the last bin but one
+    part = (EDGES[3] - BINS.width) / BINS.width
+    assert sfr[-2] == pytest.approx(low * (1 + 9 * part))
+    assert calc_log_mass(sfr[None])[0] == pytest.approx(10.0)
+
+
+# ---- continuity ---------------------------------------------------------------------------------
+
+
 def test_log_ratios_of_whole_intervals_have_the_quartiles_of_students_t():
     # what underflows in the file has left the quartiles long before
     log_sfr = np.log10(np.maximum(draw("continuity", 4)["sfr"], 1e-37))
-    # bins that lie wholly in the four oldest intervals: lookback 0.7, 2, 6 and 12.5 Gyr
-    inside = [int((TODAY - lookback) / BINS.width) for lookback in (0.7, 2.0, 6.0, 12.5)]
-    for young, old in pairwise(inside):
+    for young, old in pairwise(INSIDE):
         ratio = log_sfr[:, young] - log_sfr[:, old]
         # quartiles of t(2) are +- sqrt(2/3); the error of a quartile from its density there
         expected = 0.3 * np.sqrt(2 / 3)
@@ -113,56 +129,31 @@ def test_log_ratios_of_whole_intervals_have_the_quartiles_of_students_t():
         assert np.abs(ratio).max() > 5  # and its tails
 
 
-def test_a_jump_inside_a_bin_keeps_the_mass_of_both_sides():
-    edges = classical.calc_lookback_edges(TODAY, 7)
-    ratio = np.array([[0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])  # ten times more since the third edge
-    sfr = classical.calc_continuity(ratio, np.array([10.0]), edges, BINS)[0]
-    low = 1e10 / (TODAY + 9 * edges[3]) / 1e9
-    assert sfr[0] == pytest.approx(low) and sfr[-1] == pytest.approx(10 * low)
-    # the edge at 0.329 Gyr of lookback lies in the last bin but one
-    part = (edges[3] - BINS.width) / BINS.width
-    assert sfr[-2] == pytest.approx(low * (1 + 9 * part))
-    assert calc_log_mass(sfr[None])[0] == pytest.approx(10.0)
-
-
 def test_extreme_ratios_leave_finite_numbers_and_the_mass():
-    edges = classical.calc_lookback_edges(TODAY, 7)
-    ratio = np.array([[400.0, 0, 0, 0, 0, 0], [0, 0, -500.0, 900.0, 0, 0]])
-    sfr = classical.calc_continuity(ratio, np.array([12.0, 8.0]), edges, BINS)
+    rng = np.random.default_rng(0)
+    rate = classical.draw_continuity(rng, (1000, 7), {"nu": 2, "scale": 300.0})
+    assert (rate == 0).any() and (rate.max(axis=1) == 1).all()
+    sfr = classical.calc_steps(rate, np.linspace(8, 12, 1000), EDGES, BINS)
     assert np.isfinite(sfr).all() and (sfr >= 0).all()
-    np.testing.assert_allclose(calc_log_mass(sfr), [12.0, 8.0], rtol=1e-12)
+    np.testing.assert_allclose(calc_log_mass(sfr), np.linspace(8, 12, 1000), rtol=1e-12)
 
 
-# ---- delayed tau --------------------------------------------------------------------------------
+# ---- Dirichlet ----------------------------------------------------------------------------------
 
 
-def test_bins_hold_the_integral_of_the_delayed_exponential():
-    age, tau, log_mass = np.array([9.3, 0.15]), np.array([1.7, 10.0]), np.array([10.0, 9.0])
-    sfr = classical.calc_delayed_tau(age, tau, log_mass, BINS)
-    for row, a, width in zip(sfr, age, tau):
-        start = TODAY - a
-
-        def shape(t, start=start, width=width):
-            return (t - start) * np.exp(-(t - start) / width)
-
-        def integral(low, high, shape=shape, start=start):
-            return integrate.quad(shape, max(low, start), max(high, start), epsabs=0)[0]
-
-        parts = np.array([integral(*e) for e in pairwise(BINS.edges)])
-        np.testing.assert_allclose(row / row.sum(), parts / parts.sum(), rtol=1e-8, atol=1e-15)
-        assert row[: int(start / BINS.width)].max(initial=0) == 0
-    np.testing.assert_allclose(calc_log_mass(sfr), log_mass, rtol=1e-12)
+@pytest.mark.parametrize("concentration", [1.0, 0.2])
+def test_a_share_of_the_rates_has_the_beta_distribution(concentration):
+    sfr = draw("dirichlet", 2, concentration=concentration)["sfr"][:, INSIDE]
+    # of four of Dirichlet's shares, over their own sum; float32 loses what is below 1e-38
+    share = sfr[:, 0] / sfr.sum(axis=1)
+    expected = stats.beta(concentration, 3 * concentration)
+    assert stats.kstest(share, expected.cdf).pvalue > 1e-3
 
 
-def test_first_stars_are_as_old_as_asked_and_no_older_than_the_universe():
-    sfr = draw("delayed-tau")["sfr"]
-    first = (sfr > 0).argmax(axis=1)
-    # uniform in time: as many begin in each of four quarters
-    counts = np.bincount(first // 16, minlength=4)
-    np.testing.assert_allclose(counts, 1000, atol=4.5 * np.sqrt(1000))
-    young = draw("delayed-tau", age=[2.0, 3.0])["sfr"]
-    begun = TODAY - BINS.width * (young > 0).argmax(axis=1)
-    assert begun.max() <= 3.0 + BINS.width and begun.min() >= 2.0
+@pytest.mark.parametrize("given", [0, -1.0])
+def test_a_concentration_that_is_none_is_named(given):
+    with pytest.raises(DataError, match="concentration: expected more than 0"):
+        draw("dirichlet", concentration=given)
 
 
 # ---- recipes, sets and training -----------------------------------------------------------------
@@ -174,7 +165,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["continuity-v1", "delayed-tau-v1"])
+@pytest.fixture(scope="module", params=["continuity-v1", "dirichlet-v1"])
 def workshop(request, tmp_path_factory):
     """(recipe, training set) of the project's recipe, made small."""
     place = tmp_path_factory.mktemp(request.param)
@@ -191,7 +182,7 @@ def workshop(request, tmp_path_factory):
 def test_a_set_says_what_it_rests_on_and_knows_no_halos(workshop):
     data = trainingset.load(workshop[1])
     assert data.attributes["sampling"] == "log-mass-formed" and data.galaxy == {}
-    assert re.search("Leja|Carnall", data.attributes["citation"])
+    assert "Leja et al. 2019" in data.attributes["citation"]
     assert len(data.sfr) == 3000 and data.n_test == 900
 
 

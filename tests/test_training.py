@@ -18,7 +18,7 @@ from sfhzoo.priors.recipe import TrainingOptions
 from sfhzoo.priors.schedule import NoiseSchedule
 from sfhzoo.priors.training import calc_principal_components, learning_rate_at
 from sfhzoo.simulations import trainingset
-from sfhzoo.zoo.artifacts import load_prior, verify
+from sfhzoo.zoo.artifacts import load_prior, save_prior, verify
 
 N_GALAXIES, N_TEST = 1500, 100
 
@@ -288,6 +288,40 @@ def test_a_training_begins_with_the_weights_of_another_prior_and_says_so(workspa
     weight = "inp.weight"
     assert float((fresh.network.state_dict()[weight] - before[weight]).abs().max()) > 1e-3
     assert fresh.config["training"]["start"] is None
+
+
+def test_a_prior_that_began_with_another_starts_its_draws_with_its_own_covariance(workspace):
+    first = training.train(write_recipe(workspace, steps=2), workspace / "first")
+    # massive galaxies are rich in metals, unlike those of the first
+    data = trainingset.load(workspace / "tiny.zarr")
+    logzsol = data.logzsol + np.log10(data.sfr.sum(axis=1))[:, None]
+    arrays = {"sfr": data.sfr, "logzsol": logzsol, "log_halo_mass": np.zeros(N_GALAXIES)}
+    sha256 = trainingset.content_hash([data.sfr, logzsol])
+    trainingset._write(workspace / "other.zarr", arrays, {**data.attributes, "sha256": sha256})
+    recipe = write_recipe(
+        workspace, "other.toml", training_set="other.zarr", start=str(first), steps=2
+    )
+    prior = load_prior(training.train(recipe, workspace / "second"))
+    assert prior.config["hyperparameters"]["borrowed_basis"]
+
+    histories = prior.scaling.to_x(data.sfr[:-N_TEST], logzsol[:-N_TEST]).reshape(-1, 128)
+    noise = torch.randn((20_000, 2, 64), generator=torch.Generator().manual_seed(0))
+    drawn = prior.network.draw_gaussian(noise, 1.0).flatten(1).numpy()
+    expected = np.cov(histories.T) + np.eye(128)
+    assert abs(expected[:64, 64:].mean()) > 0.1
+    # errors of the elements, from those of a Wishart matrix
+    error = np.sqrt((expected**2 + np.outer(np.diag(expected), np.diag(expected))) / len(noise))
+    assert np.abs((np.cov(drawn.T) - expected) / error).max() < 5.5
+
+
+def test_a_covariance_that_is_none_is_refused(workspace):
+    first = training.train(write_recipe(workspace, steps=2), workspace / "first")
+    recipe = write_recipe(workspace, "second.toml", start=str(first), steps=2)
+    second = load_prior(training.train(recipe, workspace / "second"))
+    second.network.covariance.fill_(-1e9)
+    save_prior(second, workspace / "wrong")
+    with pytest.raises(Incompatible, match="missing or wrong"):
+        load_prior(workspace / "wrong")
 
 
 def test_a_prior_of_another_shape_is_no_beginning(workspace):

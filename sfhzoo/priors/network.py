@@ -72,10 +72,13 @@ class SpectralMLP(nn.Module):
     schedule : the noise levels; `forward` is called with t
     basis, eigenvalues : principal components Q [d, d] (columns) and lambda [d] of the training
         set, d = 2 bin; identity and 1 until weights are loaded
+    borrowed_basis : Q is of another set, whose network this one began with: lambda are variances
+        then, and the training set's `covariance` [d, d] in Q is kept with the weights
     """
 
     basis: Tensor
     eigenvalues: Tensor
+    covariance: Tensor
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class SpectralMLP(nn.Module):
         schedule: NoiseSchedule | None = None,
         basis: Tensor | None = None,
         eigenvalues: Tensor | None = None,
+        borrowed_basis: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.schedule = tuple(shape), schedule or NoiseSchedule()
@@ -93,6 +97,9 @@ class SpectralMLP(nn.Module):
         self.register_buffer("basis", torch.eye(d) if basis is None else basis.float())
         lam = torch.ones(d) if eigenvalues is None else eigenvalues.float()
         self.register_buffer("eigenvalues", lam)
+        self.borrowed_basis = borrowed_basis
+        if borrowed_basis:
+            self.register_buffer("covariance", torch.eye(d))
         self.embed = SigmaEmbedding()
         self.condition = nn.Sequential(nn.Linear(64, 128), nn.SiLU())
         self.inp = nn.Linear(d, width)
@@ -115,6 +122,18 @@ class SpectralMLP(nn.Module):
         # (D - v) / s, written so that nothing cancels at small s
         f = -s / total * v + (self.eigenvalues / total).sqrt() * correction
         return (f @ self.basis.T).view(-1, *self.shape)
+
+    def draw_gaussian(self, noise: Tensor, sigma_t: float) -> Tensor:
+        """x at noise level sigma_t, were the histories Gaussian, from standard normal noise.
+
+        Both [batch, 2, bin]: the covariance is that of the training set plus sigma_t².
+        """
+        if self.borrowed_basis:
+            total = self.covariance.double() + sigma_t**2 * torch.eye(len(self.covariance))
+            root = torch.linalg.cholesky(total).to(noise).T
+        else:
+            root = (self.eigenvalues + sigma_t**2).sqrt().diag()
+        return (noise.flatten(1) @ root @ self.basis.T).view(noise.shape)
 
     def weigh_residual(self, residual: Tensor, sigma_t: Tensor) -> Tensor:
         """Residual (D - x_0) / sigma_t in units in which the correction F has unit variance."""

@@ -86,10 +86,9 @@ class Prior:
         network knows the former (its softest component has 9 against 16) it counts.
         """
         sigma_max = self.schedule.sigma_max
-        if not isinstance(self.network, SpectralMLP):
-            return noise * sigma_max
-        spread = (self.network.eigenvalues + sigma_max**2).sqrt()
-        return ((noise.flatten(1) * spread) @ self.network.basis.T).view(noise.shape)
+        if isinstance(self.network, SpectralMLP):
+            return self.network.draw_gaussian(noise, sigma_max)
+        return noise * sigma_max
 
     def _flow(self, x: Tensor, levels: Tensor) -> Tensor:
         for now, after in pairwise(levels):

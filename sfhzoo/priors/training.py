@@ -288,7 +288,7 @@ def _fresh_network(
 ) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        network = build_network(options.architecture, options.network, schedule)
+        network = build_network(options.architecture, _hyperparameters(options), schedule)
     if start is not None:
         _begin_from(start, network)
     if isinstance(network, SpectralMLP):
@@ -298,7 +298,13 @@ def _fresh_network(
             network.eigenvalues.copy_(eigenvalues)
         else:
             set_variances(network, x.flatten(1))
+            network.covariance.copy_(torch.cov((x.flatten(1) @ network.basis).double().T))
     return network
+
+
+def _hyperparameters(options: TrainingOptions) -> dict[str, Any]:
+    borrowed = options.start is not None and options.architecture == "spectral-mlp"
+    return {**options.network, **({"borrowed_basis": True} if borrowed else {})}
 
 
 def set_variances(network: Any, states: Tensor) -> None:
@@ -312,8 +318,11 @@ def set_variances(network: Any, states: Tensor) -> None:
 
 def _begin_from(start: Prior, network: nn.Module) -> None:
     """Weights and basis of another prior; Incompatible when its network has another shape."""
+    found, own = start.network.state_dict(), network.state_dict()
+    if "covariance" in own:
+        found = {**found, "covariance": own["covariance"]}
     try:
-        network.load_state_dict(start.network.state_dict())
+        network.load_state_dict(found)
     except RuntimeError as e:
         raise Incompatible(
             f"training cannot start from {start.name}: expected the recipe's architecture and "
@@ -340,7 +349,7 @@ def _config(
         "name": recipe["name"],
         "kind": "prior",
         "architecture": options.architecture,
-        "hyperparameters": options.network,
+        "hyperparameters": _hyperparameters(options),
         "sde": schedule.to_dict(),
         "scaling": scaling.to_dict(),
         "cosmology": data.attributes["cosmology"],

@@ -1,15 +1,15 @@
 """Classical priors on star formation histories, as populations on our bins: no simulation.
 
-Continuity (Leja et al. 2019): between intervals of lookback time 0, 30 and 100 Myr, four equal
-ratios up to 0.85 of the age of the universe, and that age,
+Both have constant rates in intervals of lookback time: 0, 30 and 100 Myr, four equal ratios up to
+0.85 of the age of the universe, and that age. Continuity (Leja et al. 2019):
 
     log10(SFR_n / SFR_n+1) ~ scale * t(nu),    nu = 2, scale = 0.3
 
-Delayed tau (Carnall et al. 2018, 2019): with T0 = today - age, age and tau uniform,
+Dirichlet (Leja et al. 2017, 2019), with the same concentration for all intervals:
 
-    SFR(t) = const (t - T0) exp(-(t - T0) / tau)    for t > T0, else 0
+    SFR_n / sum of SFR_m ~ Dirichlet(concentration),    concentration = 1
 
-Both: log10 of the mass formed until today uniform; log10 Z/Z_sun uniform between galaxies, and
+log10 of the mass formed until today is uniform; log10 Z/Z_sun uniform between galaxies, and
 constant in time but for an Ornstein-Uhlenbeck scatter (`logzsol_rms`), which gives each of the 64
 metallicities some width of its own. The SFR of a bin is the exact mean of the model over it.
 
@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammainc
 
 from sfhzoo.errors import DataError
 from sfhzoo.simulations.diffstarpop import calc_ornstein_uhlenbeck
@@ -34,17 +33,17 @@ from sfhzoo.units import YR_PER_GYR
 
 Array = NDArray[np.float64]
 
+LEJA2019 = "Leja et al. 2019 (doi:10.3847/1538-4357/ab133c)"
 CITATIONS = {
-    "continuity": "Leja et al. 2019 (doi:10.3847/1538-4357/ab133c)",
-    "delayed-tau": "Carnall et al. 2018 (BAGPIPES, doi:10.1093/mnras/sty2169); "
-    "Carnall et al. 2019 (doi:10.3847/1538-4357/ab04a2)",
+    "continuity": LEJA2019,
+    "dirichlet": f"Leja et al. 2017 (doi:10.3847/1538-4357/aa5ffe); {LEJA2019}",
 }
 
 COMMON = (
-    "engine", "n", "n_test", "seed", "chunk", "log_mass_formed", "logzsol", "logzsol_rms",
-    "logzsol_timescale",
+    "engine", "n", "n_test", "seed", "chunk", "log_mass_formed", "intervals", "logzsol",
+    "logzsol_rms", "logzsol_timescale",
 )  # fmt: skip
-OWN = {"continuity": ("intervals", "nu", "scale"), "delayed-tau": ("age", "tau")}
+OWN = {"continuity": ("nu", "scale"), "dirichlet": ("concentration",)}
 """Keys of a recipe's `[simulation]` table, all needed; `citation` may be added."""
 
 YOUNGEST = (0.0, 0.03, 0.1)
@@ -54,7 +53,7 @@ OLDEST = 0.85
 
 
 def calc_lookback_edges(age_today: float, n: int) -> Array:
-    """Edges [n + 1] of the continuity prior's n >= 4 intervals, Gyr of lookback, youngest first.
+    """Edges [n + 1] of n >= 4 intervals, Gyr of lookback, youngest first.
 
     Raises DataError for fewer intervals.
     """
@@ -64,36 +63,18 @@ def calc_lookback_edges(age_today: float, n: int) -> Array:
     return np.array([*YOUNGEST, *middle[1:], age_today])
 
 
-def calc_continuity(
-    log_ratio: Array, log_mass: Array, edges: Array, bins: TimeBins
-) -> NDArray[np.float64]:
-    """SFR [galaxy, bin] (Msun/yr) of the continuity model.
+def calc_steps(rate: Array, log_mass: Array, edges: Array, bins: TimeBins) -> Array:
+    """SFR [galaxy, bin] (Msun/yr) of histories with constant rates in intervals.
 
     Parameters
     ----------
-    log_ratio : [galaxy, n - 1], log10 SFR of an interval over that of the next older one
+    rate : [galaxy, n], SFR in each interval but for a factor
     log_mass : [galaxy], log10 Msun formed until today
     edges : [n + 1], Gyr of lookback, youngest first
     """
-    log_sfr = np.cumsum(np.pad(-log_ratio, ((0, 0), (1, 0))), axis=1)
-    # relative to the largest, so that a ratio of 400 dex (they occur) underflows to zero
-    shape = 10.0 ** (log_sfr - log_sfr.max(axis=1, keepdims=True))
-    mass = (10.0**log_mass / (shape @ np.diff(edges)))[:, None] * shape
+    mass = (10.0**log_mass / (rate @ np.diff(edges)))[:, None] * rate
     shared = calc_rebinning(bins.age_today - edges[::-1], bins)
     return mass[:, ::-1] @ shared / (bins.width * YR_PER_GYR)
-
-
-def calc_delayed_tau(age: Array, tau: Array, log_mass: Array, bins: TimeBins) -> Array:
-    """SFR [galaxy, bin] (Msun/yr) of the delayed tau model; all arguments [galaxy].
-
-    `age` (Gyr) is the lookback time of the first star, `tau` in Gyr, `log_mass` log10 Msun formed
-    until today.
-    """
-    since = np.clip(bins.edges - (bins.age_today - age)[:, None], 0.0, None)
-    # the integral of y exp(-y) is the incomplete gamma function of 2
-    formed = gammainc(2.0, since / tau[:, None])
-    scale = 10.0**log_mass / (formed[:, -1] * bins.width * YR_PER_GYR)
-    return scale[:, None] * np.diff(formed, axis=1)
 
 
 def _range(recipe: dict[str, Any], key: str) -> tuple[float, float]:
@@ -104,25 +85,27 @@ def _range(recipe: dict[str, Any], key: str) -> tuple[float, float]:
     return float(numbers[0]), float(numbers[1])
 
 
-def _draw_continuity(
-    rng: np.random.Generator, log_mass: Array, recipe: Any, bins: TimeBins
-) -> Array:
-    edges = calc_lookback_edges(bins.age_today, recipe["intervals"])
-    ratio = recipe["scale"] * rng.standard_t(recipe["nu"], (len(log_mass), len(edges) - 2))
-    return calc_continuity(ratio, log_mass, edges, bins)
+def draw_continuity(rng: np.random.Generator, shape: tuple[int, int], recipe: Any) -> Array:
+    """SFR [galaxy, interval], youngest first, over the largest of each galaxy."""
+    galaxies, intervals = shape
+    ratio = recipe["scale"] * rng.standard_t(recipe["nu"], (galaxies, intervals - 1))
+    log_sfr = np.cumsum(np.pad(-ratio, ((0, 0), (1, 0))), axis=1)
+    # ratios of 400 dex occur, and underflow to zero
+    return 10.0 ** (log_sfr - log_sfr.max(axis=1, keepdims=True))
 
 
-def _draw_delayed_tau(
-    rng: np.random.Generator, log_mass: Array, recipe: Any, bins: TimeBins
-) -> Array:
-    (young, old), (short, long) = _range(recipe, "age"), _range(recipe, "tau")
-    age = rng.uniform(young, min(old, bins.age_today), len(log_mass))
-    return calc_delayed_tau(age, rng.uniform(short, long, len(log_mass)), log_mass, bins)
+def draw_dirichlet(rng: np.random.Generator, shape: tuple[int, int], recipe: Any) -> Array:
+    """SFR [galaxy, interval] over the sum of each galaxy. Raises DataError."""
+    galaxies, intervals = shape
+    concentration = recipe["concentration"]
+    if not concentration > 0:
+        raise DataError(f"[simulation] concentration: expected more than 0, got {concentration!r}")
+    return rng.dirichlet([concentration] * intervals, galaxies)
 
 
 _DRAW: dict[str, Callable[..., Array]] = {
-    "continuity": _draw_continuity,
-    "delayed-tau": _draw_delayed_tau,
+    "continuity": draw_continuity,
+    "dirichlet": draw_dirichlet,
 }
 
 
@@ -141,10 +124,12 @@ def generate(recipe: dict[str, Any], bins: TimeBins) -> Iterator[dict[str, NDArr
         )
     size, index = int(recipe["chunk"]), 0
     (light, heavy), (poor, rich) = _range(recipe, "log_mass_formed"), _range(recipe, "logzsol")
+    edges = calc_lookback_edges(bins.age_today, recipe["intervals"])
     while True:
         rng = np.random.default_rng([recipe["seed"], index])
         log_mass = rng.uniform(light, heavy, size)
-        sfr = _DRAW[engine](rng, log_mass, recipe, bins)
+        rate = _DRAW[engine](rng, (size, recipe["intervals"]), recipe)
+        sfr = calc_steps(rate, log_mass, edges, bins)
         level = rng.uniform(poor, rich, (size, 1))
         scatter = calc_ornstein_uhlenbeck(
             rng, (size, bins.n), bins.width, recipe["logzsol_timescale"]
