@@ -84,7 +84,7 @@ def main() -> None:
         wanted = tuple(replace(s, n=args.mocks) for s in mocks.SETS if s.name in mocks.BANDS)
         path = Path(folder) / "mocks.safetensors"
         data = trainingset.load(args.training_set)
-        files = [("fresh", str(mocks.make(data, path, args.seed, wanted)))]
+        files = [("fresh", str(mocks.make(data, path, (args.seed,), wanted)))]
         files += [("bundled", None)] if args.bundled else []
         for label, file in files:
             fitter = Fitter(Run(sampler="amortized", samples=SAMPLES, mocks=file))

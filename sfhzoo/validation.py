@@ -107,7 +107,8 @@ class Fitter:
     def fit(self, number: int) -> scorecard.Row:
         """The line of one mock; a failed fit has an "error" instead of results."""
         mock = self.file.mocks[number]
-        seed, tie_seed = np.random.SeedSequence([self.run.seed, number]).generate_state(2).tolist()
+        seeds = np.random.SeedSequence([self.run.seed, mock.draw])
+        seed, tie_seed = seeds.generate_state(2).tolist()
         line = {"run": self.key, "mock": number, "set": mock.set, "redshift": mock.redshift,
                 "snr": mock.snr}  # fmt: skip
         start = time.perf_counter()

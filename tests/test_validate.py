@@ -110,10 +110,26 @@ def test_the_file_is_made_again_bit_for_bit_from_test_galaxies_only(tmp_path):
     data = make_training_set()
     a, b = (mocks.make(data, tmp_path / n) for n in ("a.safetensors", "b.safetensors"))
     assert a.read_bytes() == b.read_bytes()
-    other = mocks.make(data, tmp_path / "c.safetensors", seed=2)
+    other = mocks.make(data, tmp_path / "c.safetensors", seeds=(2,))
     assert a.read_bytes() != other.read_bytes()
     test = {row.tobytes() for row in data.histories("test")[0]}
     assert all(m.sfr.astype(np.float32).tobytes() in test for m in mocks.load(a).mocks)
+
+
+def test_further_seeds_add_other_galaxies_to_the_bands(tmp_path):
+    data = make_training_set()
+    one = mocks.load(mocks.make(data, tmp_path / "one.safetensors", seeds=(1,))).mocks
+    both = mocks.load(mocks.make(data, tmp_path / "both.safetensors", seeds=(1, 2))).mocks
+    second = mocks.load(mocks.make(data, tmp_path / "two.safetensors", seeds=(2,))).mocks
+    assert [m.seed for m in both[: len(one)]] == [m.seed for m in one]
+    added = both[len(one) :]
+    # 900 test galaxies, of which the first seed has taken 840
+    assert 0 < len(added) <= 60 and {m.set for m in added} <= set(BANDS)
+    assert len({m.sfr.tobytes() for m in both}) == len(both)
+    # a fit of theirs is that of the file of the second seed
+    for mock in added:
+        alone = second[mock.draw]
+        assert (alone.seed, alone.draw, alone.set) == (mock.seed, mock.draw, mock.set)
 
 
 def test_too_few_test_galaxies_for_all_mocks_are_refused(tmp_path):

@@ -81,8 +81,16 @@ def check_command(training_set: Path, out: Path, as_json: bool) -> None:
 @simulation_group.command("mocks")
 @click.argument("training_set", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A .safetensors file.")
-@click.option("--seed", type=click.IntRange(0), default=20261122, show_default=True)
-def mocks_command(training_set: Path, out: Path, seed: int) -> None:
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(0),
+    multiple=True,
+    default=(20261122,),
+    show_default=True,
+    help="May be repeated: each after the first adds as many mocks to the S/N bands.",
+)
+def mocks_command(training_set: Path, out: Path, seeds: tuple[int, ...]) -> None:
     """Draw mock galaxies from the test split of TRAINING_SET, for `sfhzoo validate --mocks`.
 
     No network was trained on them. An existing file is not overwritten.
@@ -92,4 +100,4 @@ def mocks_command(training_set: Path, out: Path, seed: int) -> None:
 
     if out.exists():
         raise FileExistsError(f"{out} exists; remove it or choose another --out")
-    click.echo(str(make(load(training_set), out, seed)))
+    click.echo(str(make(load(training_set), out, seeds)))

@@ -16,6 +16,7 @@ ordinary `Spectrum`, so that masks and preparation are tested with the rest.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,7 @@ class Mock:
     u : [3] nuisance coordinates; calibration : [8] c_1 ... c_8, those beyond the order unused
     error_scale : the noise over the file's errors
     snr : median of noiseless flux over the file's error
+    draw : its number among the mocks drawn with its seed; the fit's random numbers follow from it
     """
 
     number: int
@@ -95,6 +97,7 @@ class Mock:
     redshift: float
     snr: float
     seed: int
+    draw: int
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,13 @@ class MockFile:
 
     def select(self, n: int | None = None, bands_only: bool = False) -> tuple[Mock, ...]:
         """The first mocks of each set in equal shares, about `n` of the bands; None = all."""
-        chosen = [s for s in SETS if s.name in BANDS or not bands_only]
-        share = 1.0 if n is None else n / sum(s.n for s in SETS if s.name in BANDS)
-        counts = {s.name: min(s.n, round(share * s.n)) for s in chosen}
-        taken = dict.fromkeys(counts, 0)
+        share = math.inf if n is None else n / sum(s.n for s in SETS if s.name in BANDS)
+        wanted = {s.name: share * s.n for s in SETS if s.name in BANDS or not bands_only}
+        taken = dict.fromkeys(wanted, 0)
         picked = []
         for mock in self.mocks:
-            if taken.get(mock.set, 0) < counts.get(mock.set, 0):
+            # as many as the rounded share
+            if taken.get(mock.set, 0) + 0.5 <= wanted.get(mock.set, 0.0):
                 taken[mock.set] += 1
                 picked.append(mock)
         return tuple(picked)
@@ -123,14 +126,49 @@ class MockFile:
 
 
 def make(
-    data: TrainingSet, path: Path, seed: int = 20261122, mock_sets: tuple[MockSet, ...] = SETS
+    data: TrainingSet,
+    path: Path,
+    seeds: tuple[int, ...] = (20261122,),
+    mock_sets: tuple[MockSet, ...] = SETS,
 ) -> Path:
     """Draw all mocks from the test split of a training set and write the file; bit for bit.
 
-    Raises DataError when the split has fewer galaxies than there are mocks.
+    Parameters
+    ----------
+    seeds : each after the first adds as many mocks to the S/N bands, but for galaxies that the
+        file has already
+
+    Raises DataError when the split has fewer galaxies than there are mocks of one seed.
     """
     from safetensors.numpy import save_file
 
+    parts: list[dict[str, NDArray[Any]]] = []
+    taken = np.zeros(0, int)
+    for seed in seeds:
+        wanted = mock_sets if not parts else tuple(s for s in mock_sets if s.name in BANDS)
+        part = _draw_all(data, seed, wanted)
+        new = ~np.isin(part["row"], taken)
+        parts.append({key: values[new] for key, values in part.items()})
+        taken = np.concatenate([taken, part["row"]])
+    arrays = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+    attributes = {
+        "training_set": {"name": data.attributes["name"], "sha256": data.sha256},
+        "sets": [s.name for s in mock_sets],
+        "seeds": list(seeds),
+        "calibration_rms": CALIBRATION_RMS,
+        "error_scale_spread": ERROR_SCALE_SPREAD,
+    }
+    # one key, as safetensors does not keep the order of several
+    text = json.dumps(attributes, sort_keys=True)
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, {"mocks": text})
+    path.chmod(0o644)
+    return path
+
+
+def _draw_all(
+    data: TrainingSet, seed: int, mock_sets: tuple[MockSet, ...]
+) -> dict[str, NDArray[Any]]:
+    """The file's arrays [mock, ...] of one seed; no two mocks share a galaxy."""
     sfr, logzsol = data.histories("test")
     sets = np.repeat(np.arange(len(mock_sets)), [s.n for s in mock_sets])
     if len(sfr) < len(sets):
@@ -141,19 +179,9 @@ def make(
     row = np.random.default_rng(seed).permutation(len(sfr))[: len(sets)]
     drawn = [_draw(mock_sets[k], seed, i) for i, k in enumerate(sets)]
     arrays = {key: np.stack([np.asarray(d[key]) for d in drawn]) for key in drawn[0]}
-    arrays |= {"sfr": sfr[row], "logzsol": logzsol[row], "set": sets, "row": row}
-    attributes = {
-        "training_set": {"name": data.attributes["name"], "sha256": data.sha256},
-        "sets": [s.name for s in mock_sets],
-        "seed": seed,
-        "calibration_rms": CALIBRATION_RMS,
-        "error_scale_spread": ERROR_SCALE_SPREAD,
-    }
-    # one key, as safetensors does not keep the order of several
-    text = json.dumps(attributes, sort_keys=True)
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, {"mocks": text})
-    path.chmod(0o644)
-    return path
+    draw = np.arange(len(sets))
+    return {**arrays, "sfr": sfr[row], "logzsol": logzsol[row], "set": sets, "row": row,
+            "draw": draw}  # fmt: skip
 
 
 def _draw(of: MockSet, seed: int, number: int) -> dict[str, Any]:
@@ -194,6 +222,7 @@ def load(path: Path = BUNDLED_MOCKS) -> MockFile:
             sfr=a["sfr"][i].astype(float), logzsol=a["logzsol"][i].astype(float),
             u=a["u"][i], calibration=a["calibration"][i], error_scale=float(a["error_scale"][i]),
             redshift=float(a["redshift"][i]), snr=float(a["snr"][i]), seed=int(a["seed"][i]),
+            draw=int(a["draw"][i]) if "draw" in a else i,
         )
         for i in range(len(a["set"]))
     )  # fmt: skip

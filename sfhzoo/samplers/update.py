@@ -31,7 +31,7 @@ MAX_GAIN = 100.0
 """Of chi², some thousands, in the last step that gained: beyond it a draw is still on its way."""
 MIN_SPREAD = 0.01
 """rms, in units of the noise, of the draws' spectra along a direction that is kept."""
-NUISANCE_SHARE = 0.5
+NUISANCE_SHARE = 0.75
 """Of a network's own error, that in dust and kinematics: the data tell them more directly."""
 
 
