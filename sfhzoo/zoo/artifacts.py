@@ -345,10 +345,11 @@ def _try_out(prior: Prior) -> None:
     if prior.scaling.mean.shape != prior.shape:
         raise ValueError(f"a scaling of {prior.scaling.mean.shape} for {prior.shape}")
     with torch.no_grad():
-        found = prior.sample_x(1, torch.Generator().manual_seed(0), steps=1)
+        found = prior.score(torch.zeros(1, *prior.shape), torch.tensor([prior.schedule.sigma_max]))
+        if found.shape != (1, *prior.shape):
+            raise ValueError(f"a score of shape {tuple(found.shape)}, expected {(1, *prior.shape)}")
+        prior.sample_x(1, torch.Generator().manual_seed(0), steps=1)
     prior.nfe = 0
-    if found.shape != (1, *prior.shape):
-        raise ValueError(f"draws of shape {tuple(found.shape)}, expected {(1, *prior.shape)}")
 
 
 def load_posterior_network(name: str | Path) -> PosteriorNetwork:
