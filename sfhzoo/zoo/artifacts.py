@@ -347,7 +347,9 @@ def _try_out(prior: Prior) -> None:
     with torch.no_grad():
         found = prior.score(torch.zeros(1, *prior.shape), torch.tensor([prior.schedule.sigma_max]))
         if found.shape != (1, *prior.shape):
-            raise ValueError(f"a score of shape {tuple(found.shape)}, expected {(1, *prior.shape)}")
+            raise ValueError(
+                f"a score of shape {tuple(found.shape)}, expected {(1, *prior.shape)}"
+            )
         prior.sample_x(1, torch.Generator().manual_seed(0), steps=1)
     prior.nfe = 0
 
