@@ -4,7 +4,7 @@
 
 The network is shown all that it can resolve of a spectrum, with the factor on the errors as the
 sampler takes it. Its draws are then calibrated if it is: the exact likelihood has no part in them.
-A fit takes 0.4 s, so that bands of many mocks can be had, of which the bundled 210 are one sample.
+A fit takes 0.4 s, so that bands of many mocks can be had, of which the bundled ones are a sample.
 Writes benchmarks/results/network-alone.md; --bundled adds the bundled mocks.
 """
 

@@ -125,6 +125,8 @@ def test_further_seeds_add_other_galaxies_to_the_bands(tmp_path):
     added = both[len(one) :]
     # 900 test galaxies, of which the first seed has taken 840
     assert 0 < len(added) <= 60 and {m.set for m in added} <= set(BANDS)
+    ranges = {s.name: s.snr for s in SETS}
+    assert all(ranges[m.set][0] <= m.snr <= ranges[m.set][1] for m in added)
     assert len({m.sfr.tobytes() for m in both}) == len(both)
     # a fit of theirs is that of the file of the second seed
     for mock in added:

@@ -16,7 +16,6 @@ ordinary `Spectrum`, so that masks and preparation are tested with the rest.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,13 +109,15 @@ class MockFile:
 
     def select(self, n: int | None = None, bands_only: bool = False) -> tuple[Mock, ...]:
         """The first mocks of each set in equal shares, about `n` of the bands; None = all."""
-        share = math.inf if n is None else n / sum(s.n for s in SETS if s.name in BANDS)
-        wanted = {s.name: share * s.n for s in SETS if s.name in BANDS or not bands_only}
-        taken = dict.fromkeys(wanted, 0)
+        chosen = [s for s in SETS if s.name in BANDS or not bands_only]
+        in_bands = sum(s.n for s in SETS if s.name in BANDS)
+        counts = {
+            s.name: len(self.mocks) if n is None else round(n / in_bands * s.n) for s in chosen
+        }
+        taken = dict.fromkeys(counts, 0)
         picked = []
         for mock in self.mocks:
-            # as many as the rounded share
-            if taken.get(mock.set, 0) + 0.5 <= wanted.get(mock.set, 0.0):
+            if taken.get(mock.set, 0) < counts.get(mock.set, 0):
                 taken[mock.set] += 1
                 picked.append(mock)
         return tuple(picked)
@@ -144,12 +145,14 @@ def make(
 
     parts: list[dict[str, NDArray[Any]]] = []
     taken = np.zeros(0, int)
+    bands = [k for k, s in enumerate(mock_sets) if s.name in BANDS]
     for seed in seeds:
-        wanted = mock_sets if not parts else tuple(s for s in mock_sets if s.name in BANDS)
-        part = _draw_all(data, seed, wanted)
-        new = ~np.isin(part["row"], taken)
-        parts.append({key: values[new] for key, values in part.items()})
-        taken = np.concatenate([taken, part["row"]])
+        part = _draw_all(data, seed, mock_sets)
+        keep = ~np.isin(part["row"], taken)
+        if parts:
+            keep &= np.isin(part["set"], bands)
+        parts.append({key: values[keep] for key, values in part.items()})
+        taken = np.concatenate([taken, parts[-1]["row"]])
     arrays = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
     attributes = {
         "training_set": {"name": data.attributes["name"], "sha256": data.sha256},

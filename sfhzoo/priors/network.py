@@ -129,7 +129,8 @@ class SpectralMLP(nn.Module):
         Both [batch, 2, bin]: the covariance is that of the training set plus sigma_t².
         """
         if self.borrowed_basis:
-            total = self.covariance.double() + sigma_t**2 * torch.eye(len(self.covariance))
+            covariance = self.covariance.double()
+            total = covariance + sigma_t**2 * torch.eye(len(covariance)).to(covariance)
             root = torch.linalg.cholesky(total).to(noise).T
         else:
             root = (self.eigenvalues + sigma_t**2).sqrt().diag()

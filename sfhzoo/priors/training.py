@@ -298,6 +298,7 @@ def _fresh_network(
             network.eigenvalues.copy_(eigenvalues)
         else:
             set_variances(network, x.flatten(1))
+        if network.borrowed_basis:
             network.covariance.copy_(torch.cov((x.flatten(1) @ network.basis).double().T))
     return network
 
